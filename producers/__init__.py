@@ -1,0 +1,1 @@
+"""Everything that senses: sources that yield frames, and the publisher that answers for each of them."""

@@ -1,0 +1,1 @@
+"""From frames to alerts: windows, predictions, alarms, and the processes that carry them."""

@@ -1,0 +1,76 @@
+"""What subscribers read: one JSON object for each transition of an alarm episode."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from stream.predictions import HitFeatures
+
+
+class Transition(StrEnum):
+    """What happened to the episode."""
+
+    RAISED = "raised"  #: the condition holds: act
+    ACKNOWLEDGED = "acknowledged"  #: an operator has seen it
+    CLEARED = "cleared"  #: the condition has gone (and, if latching, was acknowledged): the episode is over
+    SHELVED = "shelved"  #: an operator silenced the class on this sensor for a time
+    UNSHELVED = "unshelved"
+    RECORDED = "recorded"  #: seen, and no fault (pencil-lead break): nothing to act on, no episode stays open
+
+
+class Priority(StrEnum):
+    """How soon somebody must act, most urgent first."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+    INFO = "info"
+
+
+class Alert(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One transition of one episode. `id` is unique and the same in every run over the same samples."""
+
+    id: str  #: episode and transition number: "<episode>-<number>"
+    episode: str  #: 16 hex digits: hash of (sensor, condition, epoch, first window)
+    number: int  #: 1 for the first transition of the episode, then 2, 3, …
+    transition: Transition
+    sensor: str
+    condition: str  #: a class of the model, or "unknown", or "sensor.<clipping|flat|gap|silent>"
+    priority: Priority
+    fault: bool  #: False for what is recorded but needs nobody to act
+    time_ns: int  #: event time of the transition, ns UTC (for an operator's action: when it was taken)
+    epoch_ns: int
+    first_sample: int  #: start of the window with which the episode began
+    start_sample: int  #: start of the window that decided this transition
+    source_count: int  #: samples of the sensor that this window covers
+    probability: float = 0.0  #: of the condition in that window
+    unknown_score: float = 0.0
+    model_version: str = ""
+    features: HitFeatures | None = None  #: of that window
+    run: str = ""  #: name of the replay it belongs to; absent for live data
+    late: bool = False  #: the samples came through the spool
+    by: str = ""  #: who acknowledged or shelved
+    note: str = ""
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Alert)
+
+
+def encode_alert(alert: Alert) -> bytes:
+    """JSON, UTF-8; fields at their defaults are left out."""
+    return _encoder.encode(alert)
+
+
+def decode_alert(message: bytes | str) -> Alert:
+    """The alert in `message`.
+
+    Raises
+    ------
+    msgspec.DecodeError
+        If it is not JSON or a field is missing or of another type.
+    """
+    return _decoder.decode(message)
