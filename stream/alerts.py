@@ -41,19 +41,29 @@ class Alert(msgspec.Struct, frozen=True, omit_defaults=True):
     condition: str  #: a class of the model, or "unknown", or "sensor.<clipping|flat|gap|silent>"
     priority: Priority
     fault: bool  #: False for what is recorded but needs nobody to act
-    time_ns: int  #: event time of the transition, ns UTC (for an operator's action: when it was taken)
-    epoch_ns: int
+    #: Event time of the transition, ns UTC: end of the window that decided it; of an operator's action: when it was
+    time_ns: int
+    epoch_ns: int  #: epoch of `first_sample`
     first_sample: int  #: start of the window with which the episode began
     start_sample: int  #: start of the window that decided this transition
     source_count: int  #: samples of the sensor that this window covers
+    start_epoch_ns: int | None = None  #: epoch of `start_sample` where the sensor began anew since `epoch_ns`
     probability: float = 0.0  #: of the condition in that window
     unknown_score: float = 0.0
     model_version: str = ""
     features: HitFeatures | None = None  #: of that window
     run: str = ""  #: name of the replay it belongs to; absent for live data
     late: bool = False  #: the samples came through the spool
+    lost_s: float = 0.0  #: event time without a window, s (`sensor.gap`, `sensor.silent`)
+    until_ns: int = 0  #: event time at which a shelf ends, ns UTC (`shelved`)
     by: str = ""  #: who acknowledged or shelved
     note: str = ""
+
+
+def run_of(sensor: str) -> str:
+    """Name of the replay that a sensor id `replay/<run>/…` belongs to; empty for a live sensor."""
+    parts = sensor.split("/", 2)
+    return parts[1] if len(parts) == 3 and parts[0] == "replay" else ""
 
 
 _encoder = msgspec.json.Encoder()

@@ -234,25 +234,63 @@ def decode_frames(sensor: str, message: bytes) -> DecodedFrames:
     """All frames of one message.
 
     The samples of each frame are a read-only view into `message`; nothing is copied. A frame with a sound header
-    and a bad payload is turned away alone; where the header itself is unsound the rest of the message is,
-    because nothing says where the next frame would begin.
+    and a bad payload is turned away alone. Where nothing says where the next frame begins (an unsound header, a
+    sample count that lies), it is searched for: the next place with a sound header and a payload that fits its CRC.
     """
     decoded = DecodedFrames()
     if not message:
         decoded.rejects.append(Reject("truncated", "the message is empty", 0, b""))
+    search = _Search(message)
     offset = 0
     while offset < len(message):
         try:
             header, end = _frame_header(message, offset)
         except BadRecord as error:
-            decoded.rejects.append(Reject(error.reason, error.detail, offset, message[offset:]))
-            break
+            end = search.next_frame(offset + 1, len(message))
+            decoded.rejects.append(Reject(error.reason, error.detail, offset, message[offset:end]))
+            offset = end
+            continue
         try:
             decoded.frames.append(_frame(sensor, header, message, offset, end))
         except BadRecord as error:
+            if error.reason == "crc":
+                end = search.next_frame(offset + FRAME_HEADER.itemsize, end)
+                if message[end : end + 4] != FRAME_MAGIC:
+                    end = search.next_frame(end, len(message))
             decoded.rejects.append(Reject(error.reason, error.detail, offset, message[offset:end]))
         offset = end
     return decoded
+
+
+class _Search:
+    """Looks for frames behind broken ones, with an end to its patience: a message full of magics is not worth more."""
+
+    def __init__(self, message: bytes) -> None:
+        self._message = message
+        self._headers_left = 1000
+        self._bytes_left = 4 * len(message)
+
+    def next_frame(self, begin: int, end: int) -> int:
+        """Where the first whole and sound frame from `begin` on begins, or else `end`."""
+        while self._headers_left > 0 and self._bytes_left > 0:
+            begin = self._message.find(FRAME_MAGIC, begin, end)
+            if begin < 0:
+                break
+            self._headers_left -= 1
+            try:
+                header, frame_end = _frame_header(self._message, begin)
+            except BadRecord:
+                begin += 1
+                continue
+            self._bytes_left -= frame_end - begin
+            if zlib.crc32(_payload(self._message, begin, frame_end)) == header["payload_crc32"]:
+                return begin
+            begin += 1
+        return end
+
+
+def _payload(message: bytes, offset: int, end: int) -> memoryview:
+    return memoryview(message)[offset + FRAME_HEADER.itemsize : end]
 
 
 def _frame_header(message: bytes, offset: int) -> tuple[dict[str, Any], int]:
@@ -278,8 +316,7 @@ def _frame_header(message: bytes, offset: int) -> tuple[dict[str, Any], int]:
 
 
 def _frame(sensor: str, header: dict[str, Any], message: bytes, offset: int, end: int) -> Frame:
-    start = offset + FRAME_HEADER.itemsize
-    payload = memoryview(message)[start:end]
+    payload = _payload(message, offset, end)
     if zlib.crc32(payload) != header["payload_crc32"]:
         detail = f"CRC-32 {zlib.crc32(payload):08x}, the header says {header['payload_crc32']:08x}"
         if end < len(message) and message[end : end + 4] != FRAME_MAGIC:

@@ -1,0 +1,46 @@
+# Everything begins with a Python of 3.11 or later: `make demo`, `make test`.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test lint lock clean
+
+demo: $(READY)
+	$(BIN)/aewatch demo
+
+test: lint
+	$(BIN)/pytest
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+# Newer versions of everything: `make lock UPGRADE=--upgrade`.
+lock: $(BIN)/uv
+	echo 'uv==$(UV_VERSION)' | $(BIN)/uv pip compile pyproject.toml - --extra dev --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url --no-emit-find-links --no-annotate \
+		--custom-compile-command 'make lock' --quiet $(UPGRADE) --output-file requirements.lock
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist runs *.egg-info
+
+$(READY): requirements.lock pyproject.toml | $(BIN)/uv
+	@echo 'Installing what requirements.lock names; the first time downloads PyTorch, the largest part.'
+	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# uv is in the lock as well, so that pip can check its hash.
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'aewatch needs Python 3.11 or later, but $(PYTHON) is "'"$$($(PYTHON) --version 2>&1)"'":' \
+			'install one and name it, as in: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+		echo '$(PYTHON) cannot make virtual environments: install its venv module (on Debian and Ubuntu:' \
+			'apt install python3-venv) or name another Python: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	awk '/^[a-z]/ {wanted = /^uv==/} wanted' requirements.lock > .venv/uv.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --require-hashes --requirement .venv/uv.txt

@@ -1,0 +1,46 @@
+"""How fast the engine alone is on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.engine import Engine
+
+
+def bench_engine(
+    bundle: Path,
+    batch_windows: int,
+    repeats: int = 7,
+    min_batches: int = 3,
+    device: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+) -> dict[str, Any]:
+    """Windows a second of full batches of the bundle's own windows (int16), median and range over `repeats`."""
+    engine = Engine(bundle, device=device, precision=precision, threads=threads)
+    engine.warm_up()
+    rng = np.random.default_rng(1)
+    windows = [
+        rng.normal(0, 1000, engine.card.window_samples).astype(np.int16) for _ in range(batch_windows * min_batches)
+    ]
+    engine.infer(windows[:batch_windows])
+    speeds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        for first in range(0, len(windows), batch_windows):
+            engine.infer(windows[first : first + batch_windows])
+        speeds.append(len(windows) / (time.perf_counter() - begun))
+    return {
+        "bundle": engine.card.name,
+        "version": engine.card.version,
+        "batch_windows": batch_windows,
+        "windows_per_s": round(statistics.median(speeds), 2),
+        "windows_per_s_min": round(min(speeds), 2),
+        "windows_per_s_max": round(max(speeds), 2),
+        "engine": engine.describe().splitlines(),
+    }

@@ -1,0 +1,198 @@
+"""How fast the whole local path is, beside the engine alone, and how much memory each process takes.
+
+The path: a recording of eight channels replayed at full speed → Kafka → window agent → Kafka → worker → Kafka and
+Redis, each a process of its own, on the brokers of the local stack. Timed from the first frame's to the last
+prediction's timestamp in Kafka.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import soundfile
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from deploy.demo_report import expected_windows
+from deploy.local_stack import LocalStack
+from deploy.pipeline import window_spec
+from deploy.processes import Child, Children, ProcessError
+from deploy.settings import KafkaSettings
+from deploy.topics import ensure_topics
+from model.bundle import read_card
+from producers.propagation import DEMO_POSITIONS
+from producers.simulator import RATE_HZ, SensorSimulator
+
+CHANNELS = 8
+READY_S = 180.0
+STALL_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One bundle to measure."""
+
+    name: str
+    bundle: Path
+
+
+def bench_pipeline(cases: Sequence[Case], target_s: float, batch_windows: int) -> dict[str, Any]:
+    """Measure each case for about `target_s` seconds; one JSON-ready object.
+
+    Raises
+    ------
+    ProcessError
+        If a process of the pipeline ends or stands still.
+    """
+    results = []
+    with tempfile.TemporaryDirectory(prefix="aewatch-bench-") as name:
+        folder = Path(name)
+        with LocalStack(folder / "stack", None, None) as stack:
+            for case in cases:
+                print(f"{case.name}: the engine alone …", file=sys.stderr)
+                engine = _engine_alone(case, batch_windows)
+                print(f"{case.name}: {engine['windows_per_s']} windows/s; the whole path …", file=sys.stderr)
+                results.append(_measure(case, engine, stack, folder, target_s, batch_windows))
+    return {
+        "bench": "pipeline",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "cases": results,
+    }
+
+
+def _engine_alone(case: Case, batch_windows: int) -> dict[str, Any]:
+    """In a process of its own, as in the worker."""
+    command = [sys.executable, "-m", "deploy.cli", "bench", "engine", "--json"]
+    command += ["--bundle", str(case.bundle), "--batch", str(batch_windows)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ProcessError(f"the engine benchmark ended with status {done.returncode}:\n{done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def _measure(
+    case: Case, engine: dict[str, Any], stack: LocalStack, folder: Path, target_s: float, batch_windows: int
+) -> dict[str, Any]:
+    spec = window_spec(read_card(case.bundle))
+    windows_each = max(4, math.ceil(engine["windows_per_s"] * target_s / CHANNELS))
+    recording = folder / f"{case.name}.wav"
+    samples = _write_recording(recording, spec.length + (windows_each - 1) * spec.hop)
+    windows = CHANNELS * expected_windows(samples, spec)
+    topics = {name: f"{case.name}.{name}" for name in ("frames", "windows", "predictions", "deadletter")}
+    variables = {
+        "AEWATCH_KAFKA__BOOTSTRAP_SERVERS": stack.kafka_bootstrap,
+        "AEWATCH_REDIS__URL": stack.redis_url,
+        "AEWATCH_REDIS__PREFIX": case.name,
+        "AEWATCH_MODEL__BUNDLE": str(case.bundle),
+        "AEWATCH_WINDOW_AGENT__GROUP": f"{case.name}-windows",
+        "AEWATCH_WORKER__GROUP": f"{case.name}-workers",
+        "AEWATCH_WORKER__BATCH_WINDOWS": str(batch_windows),
+        **{f"AEWATCH_KAFKA__{name.upper()}_TOPIC": topic for name, topic in topics.items()},
+    }
+    kafka = KafkaSettings.model_validate(
+        {"bootstrap_servers": stack.kafka_bootstrap} | {f"{name}_topic": topic for name, topic in topics.items()}
+    )
+    asyncio.run(ensure_topics(kafka))
+    with Children(folder / "logs" / case.name, variables) as children:
+        pipeline = [children.start("window agent", ["window"]), children.start("worker", ["worker"])]
+        children.await_message(pipeline, "ready", READY_S)
+        producer = children.start("producer", ["replay", str(recording), "--rate", "max", "--run", "bench"])
+        services = {one.name: one.pid for one in stack.status() if one.pid}
+        seconds, memory = asyncio.run(_follow(kafka, windows, [*pipeline, producer], services))
+        children.end()
+    recording.unlink()
+    return {
+        "case": case.name,
+        "bundle_version": engine["version"],
+        "windows": windows,
+        "seconds": round(seconds, 2),
+        "pipeline_windows_per_s": round(windows / seconds, 2),
+        "pipeline_msamples_per_s": round(CHANNELS * samples / seconds / 1e6, 2),
+        "engine_windows_per_s": engine["windows_per_s"],
+        "ratio": round(windows / seconds / engine["windows_per_s"], 3),
+        "peak_rss_mib": memory,
+        "engine": engine["engine"],
+    }
+
+
+def _write_recording(path: Path, samples: int) -> int:
+    """Eight channels of simulated background, in blocks."""
+    simulators = [SensorSimulator(position.name, position, seed=7) for position in DEMO_POSITIONS[:CHANNELS]]
+    layout = {"samplerate": RATE_HZ, "channels": CHANNELS, "subtype": "PCM_16", "format": "RF64"}
+    with soundfile.SoundFile(str(path), "w", **layout) as out:
+        for first in range(0, samples, RATE_HZ):
+            last = min(first + RATE_HZ, samples)
+            out.write(np.stack([simulator.samples(first, last) for simulator in simulators], axis=1))
+    return samples
+
+
+async def _follow(
+    kafka: KafkaSettings, windows: int, children: Sequence[Child], services: dict[str, int]
+) -> tuple[float, dict[str, int]]:
+    """Seconds from the first frame to the last prediction, and the peak resident memory of each process, MiB."""
+    processes = {child.name: psutil.Process(child.process.pid) for child in children}
+    processes |= {name: psutil.Process(pid) for name, pid in services.items()}
+    memory = dict.fromkeys(processes, 0)
+    consumer = AIOKafkaConsumer(auto_offset_reset="earliest", enable_auto_commit=False, **kafka.client_options())
+    await consumer.start()
+    try:
+        await consumer.topics()
+        partitions = {
+            topic: [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
+            for topic in (kafka.predictions_topic, kafka.frames_topic)
+        }
+        consumer.assign(partitions[kafka.predictions_topic])
+        seen: set[bytes] = set()
+        last_ms = 0
+        progressed = time.monotonic()
+        while len(seen) < windows:
+            for records in (await consumer.getmany(timeout_ms=250)).values():
+                for record in records:
+                    prediction = json.loads(record.value)
+                    seen.add(f"{prediction['sensor']} {prediction['start_sample']}".encode())
+                    last_ms = max(last_ms, record.timestamp)
+                    progressed = time.monotonic()
+            for name, process in processes.items():
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    memory[name] = max(memory[name], process.memory_info().rss >> 20)
+            for child in children:
+                child.check()
+            if time.monotonic() - progressed > STALL_S:
+                raise ProcessError(f"no prediction for {STALL_S:g} s, {len(seen)} of {windows} are there")
+        consumer.assign(partitions[kafka.frames_topic])
+        await consumer.seek_to_beginning()
+        first_ms = None
+        begins = await consumer.beginning_offsets(partitions[kafka.frames_topic])
+        ends = await consumer.end_offsets(partitions[kafka.frames_topic])
+        for partition in partitions[kafka.frames_topic]:
+            if begins[partition] < ends[partition]:
+                record = await consumer.getone(partition)
+                first_ms = record.timestamp if first_ms is None else min(first_ms, record.timestamp)
+    finally:
+        await consumer.stop()
+    return (last_ms - (first_ms or last_ms)) / 1000, memory
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")

@@ -1,0 +1,105 @@
+"""`aewatch dead-letters`: what could not be used, where it came from, and why."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deploy.cli.session import plain_errors, settings
+
+if TYPE_CHECKING:
+    from deploy.settings import KafkaSettings
+
+
+@click.command("dead-letters")
+@click.option("--limit", default=100, show_default=True, type=click.IntRange(1), help="The newest so many.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, with the raw bytes in base64.")
+def dead_letters(limit: int, as_json: bool) -> None:
+    """Print the dead letters that are in Kafka now."""
+    in_force = settings()
+    from aiokafka.errors import KafkaError
+
+    with plain_errors(KafkaError):
+        letters = asyncio.run(_read(in_force.kafka, limit))
+    for letter in letters:
+        if as_json:
+            click.echo(json.dumps(letter))
+        else:
+            place = f"{letter['topic']}[{letter['partition']}]@{letter['offset']}"
+            what = f"{letter['reason']}: {letter['detail']}"
+            click.echo(f"{place}  {letter['sensor']}  {what}  ({letter['bytes']} bytes)")
+    if not letters and not as_json:
+        click.echo(f"none in {in_force.kafka.deadletter_topic}")
+
+
+async def _read(kafka: KafkaSettings, limit: int) -> list[dict[str, Any]]:
+    from aiokafka import AIOKafkaConsumer, TopicPartition
+
+    from stream.dead_letters import decode_dead_letter
+    from stream.records import BadRecord
+
+    consumer = AIOKafkaConsumer(
+        enable_auto_commit=False, max_partition_fetch_bytes=40 * 2**20, fetch_max_wait_ms=100, **kafka.client_options()
+    )
+    await consumer.start()
+    letters: list[dict[str, Any]] = []
+    try:
+        await consumer.topics()
+        partitions = [
+            TopicPartition(kafka.deadletter_topic, number)
+            for number in consumer.partitions_for_topic(kafka.deadletter_topic) or ()
+        ]
+        if not partitions:
+            return letters
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        begins = await consumer.beginning_offsets(partitions)
+        for partition in partitions:
+            consumer.seek(partition, max(begins[partition], ends[partition] - limit))
+            while await consumer.position(partition) < ends[partition]:
+                for record in (await consumer.getmany(partition, timeout_ms=5000)).get(partition, ()):
+                    try:
+                        letter = decode_dead_letter(record)
+                    except BadRecord as error:
+                        letters.append(_foreign(record, str(error)))
+                        continue
+                    letters.append(
+                        {
+                            "time_ms": record.timestamp,
+                            "sensor": (letter.key or b"").decode("utf-8", "backslashreplace"),
+                            "component": letter.component,
+                            "topic": letter.topic,
+                            "partition": letter.partition,
+                            "offset": letter.offset,
+                            "byte_offset": letter.byte_offset,
+                            "reason": letter.reason,
+                            "detail": letter.detail,
+                            "bytes": letter.truncated_from or len(letter.raw),
+                            "raw": base64.b64encode(letter.raw).decode(),
+                        }
+                    )
+    finally:
+        await consumer.stop()
+    letters.sort(key=lambda letter: letter["time_ms"])
+    return letters[-limit:]
+
+
+def _foreign(record: Any, problem: str) -> dict[str, Any]:
+    """A record in the dead-letter topic that is none."""
+    return {
+        "time_ms": record.timestamp,
+        "sensor": (record.key or b"").decode("utf-8", "backslashreplace"),
+        "component": "?",
+        "topic": record.topic,
+        "partition": record.partition,
+        "offset": record.offset,
+        "byte_offset": 0,
+        "reason": "not a dead letter",
+        "detail": problem,
+        "bytes": len(record.value or b""),
+        "raw": base64.b64encode(record.value or b"").decode(),
+    }

@@ -1,0 +1,88 @@
+"""From settings to running parts: the one place that knows which setting goes where."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import TYPE_CHECKING
+
+from stream.windows import WindowSpec
+
+if TYPE_CHECKING:
+    from deploy.settings import Settings
+    from model.bundle import BundleCard
+    from model.engine import Engine
+    from stream.alarms import AlarmRules
+
+
+def window_spec(card: BundleCard) -> WindowSpec:
+    """How the bundle wants windows to be cut."""
+    return WindowSpec(length=card.window_samples, hop=card.hop_samples, rate_hz=card.window_rate_hz)
+
+
+def alarm_rules(settings: Settings, card: BundleCard) -> AlarmRules:
+    """The alarm rules: defaults from the roles of the bundle's labels, then the settings' own.
+
+    Raises
+    ------
+    stream.alarms.RulesError
+        Naming a rule that does not fit.
+    """
+    from stream.alarms import AlarmRules
+
+    return AlarmRules.for_labels(card.roles, settings.alarms)
+
+
+def build_engine(settings: Settings, bundle: str | None = None) -> Engine:
+    """The engine of the bundle named here, or else in the settings."""
+    from model.engine import Engine
+
+    return Engine(
+        settings.bundle_path(bundle),
+        device=settings.model.device,
+        precision=settings.model.precision,
+        threads=settings.model.threads,
+    )
+
+
+async def run_worker(settings: Settings, engine: Engine) -> None:
+    """Run a worker until SIGTERM or SIGINT."""
+    from deploy.topics import await_topics
+    from stream.alert_store import AlertStore
+    from stream.worker import Worker, WorkerTopics
+
+    await await_topics(settings.kafka)
+    store = AlertStore(
+        settings.redis.url.get_secret_value(), settings.redis.prefix, keep_alerts=settings.redis.keep_alerts
+    )
+    worker = Worker(
+        engine=engine,
+        rules=alarm_rules(settings, engine.card),
+        store=store,
+        client_options=settings.kafka.client_options(),
+        topics=WorkerTopics(
+            settings.kafka.windows_topic, settings.kafka.predictions_topic, settings.kafka.deadletter_topic
+        ),
+        group=settings.worker.group,
+        batch_windows=settings.worker.batch_windows,
+        batch_delay_s=settings.worker.batch_delay_ms / 1000,
+        feature_threshold_db_ae=settings.worker.feature_threshold_db_ae,
+    )
+    try:
+        await worker.run(stop_on_signals())
+    finally:
+        await store.close()
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set, once each; the second one ends the process as usual."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal(number: signal.Signals) -> None:
+        stop.set()
+        loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    return stop

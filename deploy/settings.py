@@ -1,0 +1,182 @@
+"""Everything that can be set: one TOML file and `AEWATCH_…` variables over defaults that fit the local stack.
+
+Variables win over the file. A nested field is reached with two underscores: `AEWATCH_KAFKA__BOOTSTRAP_SERVERS`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+CONFIG_VARIABLE = "AEWATCH_CONFIG"
+CONFIG_NAME = "aewatch.toml"
+ENV_PREFIX = "AEWATCH_"
+
+
+class Section(BaseModel):
+    """A table of the settings file; unknown names are errors, so that a typing mistake does not pass in silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class KafkaSettings(Section):
+    """Where Kafka is, how to log in, and what the topics are called."""
+
+    bootstrap_servers: str = Field("127.0.0.1:19092", description="host:port of one or more brokers, comma separated")
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how to connect"
+    )
+    ca_file: Path | None = Field(None, description="PEM file with the authority that signed the broker's certificate")
+    certificate_file: Path | None = Field(None, description="PEM file with this client's certificate, for mutual TLS")
+    key_file: Path | None = Field(None, description="PEM file with this client's private key, for mutual TLS")
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="used when security_protocol begins with SASL"
+    )
+    username: str = Field("", description="SASL user")
+    password: SecretStr = Field(SecretStr(""), description="SASL password")
+    frames_topic: str = Field("ae.frames", description="what sensors publish")
+    windows_topic: str = Field("ae.windows", description="what the window agent publishes")
+    predictions_topic: str = Field("ae.predictions", description="what the worker publishes")
+    deadletter_topic: str = Field("ae.deadletter", description="input that could not be used, with the reason")
+    partitions: int = Field(4, ge=1, le=1000, description="partitions of a topic that has to be created")
+    replication_factor: int = Field(1, ge=1, le=10, description="copies of a topic that has to be created")
+
+    def client_options(self) -> dict[str, Any]:
+        """Keyword arguments for any aiokafka client."""
+        options: dict[str, Any] = {
+            "bootstrap_servers": self.bootstrap_servers,
+            "security_protocol": self.security_protocol,
+        }
+        if "SSL" in self.security_protocol.split("_"):
+            from aiokafka.helpers import create_ssl_context
+
+            options["ssl_context"] = create_ssl_context(
+                cafile=self.ca_file, certfile=self.certificate_file, keyfile=self.key_file
+            )
+        if self.security_protocol.startswith("SASL"):
+            options |= {
+                "sasl_mechanism": self.sasl_mechanism,
+                "sasl_plain_username": self.username,
+                "sasl_plain_password": self.password.get_secret_value(),
+            }
+        return options
+
+
+class RedisSettings(Section):
+    """Where alerts go."""
+
+    url: SecretStr = Field(
+        SecretStr("redis://127.0.0.1:16379/0"),
+        description="redis://, rediss:// (TLS) or unix://, with user and password if there are any",
+    )
+    prefix: str = Field("aewatch", min_length=1, description="what every key and the channel begin with")
+    keep_alerts: int = Field(1_000_000, ge=1000, description="alerts kept in the stream, at least")
+
+
+class ModelSettings(Section):
+    """Which model, and on what it runs."""
+
+    bundle: str = Field("demo", description="folder of a model bundle, or 'demo' for the one that comes along")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="arithmetic of the network")
+    threads: int | None = Field(None, ge=1, description="CPU threads of one engine; unset: as many as cores")
+
+
+class WindowAgentSettings(Section):
+    """The agent that cuts frames into windows."""
+
+    group: str = Field("aewatch-windows", description="consumer group; agents of one group share the partitions")
+    max_message_bytes: int = Field(16 * 2**20, ge=1024, description="a larger frames message is dead-lettered")
+    hold_s: float = Field(600.0, gt=0, description="how long a sensor that stopped mid-window may hold the commit, s")
+    hold_bytes: int = Field(512 * 2**20, ge=2**20, description="how much it may make a restart read again, bytes")
+
+
+class WorkerSettings(Section):
+    """The worker that infers and raises alarms."""
+
+    group: str = Field("aewatch-workers", description="consumer group; workers of one group share the partitions")
+    batch_windows: int = Field(32, ge=1, le=4096, description="windows in one batch, at most")
+    batch_delay_ms: float = Field(10.0, ge=0, le=10_000, description="how long the first window of a batch waits, ms")
+    feature_threshold_db_ae: float = Field(40.0, description="threshold of the hit features, dB above 1 µV")
+
+
+class StackSettings(Section):
+    """The local Kafka and Redis-compatible server of `aewatch up`."""
+
+    data_dir: Path = Field(
+        Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "aewatch",
+        description="where their data and logs are kept",
+    )
+    kafka_port: int = Field(19092, ge=1, le=65535, description="port of the local Kafka on 127.0.0.1")
+    redis_port: int = Field(16379, ge=1, le=65535, description="port of the local Redis-compatible server on 127.0.0.1")
+
+
+class LogSettings(Section):
+    """What is logged, and how."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least serious level shown")
+    format: Literal["text", "json"] = Field(
+        "text", description="text for people, json (one object a line) for machines"
+    )
+
+
+class Settings(BaseSettings):
+    """All of it. `aewatch config show` prints what is in force."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        nested_model_default_partial_update=True,
+    )
+
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    model: ModelSettings = ModelSettings()
+    window_agent: WindowAgentSettings = WindowAgentSettings()
+    worker: WorkerSettings = WorkerSettings()
+    alarms: dict[str, Any] = Field(default_factory=dict, description="alarm rules, see docs/alarms.md")
+    stack: StackSettings = StackSettings()
+    log: LogSettings = LogSettings()
+
+    def bundle_path(self, named: str | None = None) -> Path:
+        """Folder of the model bundle named here, or else in the settings."""
+        bundle = named or self.model.bundle
+        if bundle == "demo":
+            from model.bundle import demo_bundle_path
+
+            return demo_bundle_path()
+        return Path(bundle).expanduser()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Variables before the file before the defaults."""
+        path = config_path()
+        file = () if path is None else (TomlConfigSettingsSource(settings_cls, toml_file=path),)
+        return (init_settings, env_settings, *file)
+
+
+def config_path() -> Path | None:
+    """The settings file in force: AEWATCH_CONFIG, else aewatch.toml here, else none."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named)
+    here = Path(CONFIG_NAME)
+    return here if here.is_file() else None

@@ -1,0 +1,179 @@
+"""The four topics: made where they are missing, left alone where they exist."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aiokafka.admin import AIOKafkaAdminClient
+
+    from deploy.settings import KafkaSettings
+
+LARGEST_MESSAGE_BYTES = 34 * 2**20  #: 32 MiB of samples and what is around them
+
+_SIZE = "max.message.bytes"
+_LEADER_PATIENCE_S = 15.0
+_NO_ERROR, _TOPIC_DENIED, _CLUSTER_DENIED, _EXISTS = 0, 29, 31, 36  # Kafka's error codes
+
+_log = logging.getLogger("aewatch.topics")
+
+
+class TopicError(RuntimeError):
+    """A topic could not be made or looked at; the message says why, and the way out."""
+
+
+class KafkaUnreachable(TopicError):  # noqa: N818 - says what is the matter
+    """No broker answers; it may yet come."""
+
+
+async def await_topics(kafka: KafkaSettings, patience_s: float = 60.0) -> None:
+    """`ensure_topics`, waiting for a Kafka that is still starting.
+
+    Raises
+    ------
+    TopicError
+        As `ensure_topics` does; `KafkaUnreachable` only after `patience_s`.
+    """
+    give_up_s = time.monotonic() + patience_s
+    told = False
+    while True:
+        try:
+            await ensure_topics(kafka)
+        except KafkaUnreachable:
+            if time.monotonic() > give_up_s:
+                raise
+            if not told:
+                _log.warning("no Kafka at %s yet, waiting up to %g s", kafka.bootstrap_servers, patience_s)
+                told = True
+            await asyncio.sleep(0.3)
+        else:
+            return
+
+
+async def ensure_topics(kafka: KafkaSettings) -> list[str]:
+    """Make the topics that are missing, and wait until they can be used.
+
+    A topic that exists is never changed: that is its owner's business. If it refuses messages as large as those that
+    are sent to it, the log says so.
+
+    Returns
+    -------
+    list of str
+        The topics that were made.
+
+    Raises
+    ------
+    TopicError
+        If the cluster cannot be reached, or does not let this user make a topic.
+    """
+    from aiokafka.admin import AIOKafkaAdminClient
+    from aiokafka.errors import KafkaError
+
+    where = kafka.bootstrap_servers
+    admin = AIOKafkaAdminClient(**kafka.client_options())
+    try:
+        try:
+            await admin.start()
+        except (KafkaError, OSError) as error:
+            raise KafkaUnreachable(
+                f"{where}: no Kafka to be reached there ({error}); start one with `aewatch up`, "
+                "or set AEWATCH_KAFKA__BOOTSTRAP_SERVERS"
+            ) from error
+        try:
+            # Asked for all: where brokers create topics by themselves, asking for a missing one makes it.
+            existing = set(await admin.list_topics())
+            missing = [name for name in _wanted(kafka) if name not in existing]
+            made = await _make(admin, kafka, missing)
+            await _wait_for_leaders(admin, made)
+            await _warn_of_small_limits(
+                admin, {name: _wanted(kafka)[name] for name in _wanted(kafka) if name in existing}
+            )
+        except KafkaError as error:
+            raise TopicError(f"{where}: {error}") from error
+        return made
+    finally:
+        await admin.close()
+
+
+def _wanted(kafka: KafkaSettings) -> dict[str, int | None]:
+    """Topic → the largest message it has to take, bytes; None: the broker's default is enough."""
+    return {
+        kafka.frames_topic: LARGEST_MESSAGE_BYTES,
+        kafka.windows_topic: LARGEST_MESSAGE_BYTES,
+        kafka.predictions_topic: None,
+        kafka.deadletter_topic: LARGEST_MESSAGE_BYTES,
+    }
+
+
+async def _make(admin: AIOKafkaAdminClient, kafka: KafkaSettings, names: list[str]) -> list[str]:
+    from aiokafka.admin import NewTopic
+
+    if not names:
+        return []
+    sizes = _wanted(kafka)
+    response: Any = await admin.create_topics(
+        [
+            NewTopic(
+                name,
+                num_partitions=kafka.partitions,
+                replication_factor=kafka.replication_factor,
+                topic_configs={} if sizes[name] is None else {_SIZE: str(sizes[name])},
+            )
+            for name in names
+        ]
+    )
+    made = []
+    for name, code, message in response.topic_errors:
+        if code == _NO_ERROR:
+            made.append(name)
+        elif code in (_TOPIC_DENIED, _CLUSTER_DENIED):
+            raise TopicError(_denied(kafka, names))
+        elif code != _EXISTS:  # somebody else was quicker
+            raise TopicError(f"{kafka.bootstrap_servers}: topic {name} could not be made: {message} (error {code})")
+    return made
+
+
+def _denied(kafka: KafkaSettings, names: list[str]) -> str:
+    who = f"user {kafka.username!r}" if kafka.username else "this client"
+    sizes = _wanted(kafka)
+    wanted = ", ".join(name + (f" ({_SIZE}={sizes[name]})" if sizes[name] else "") for name in names)
+    return (
+        f"{kafka.bootstrap_servers}: {who} may neither see nor make the topics {wanted}. Have them made with "
+        f"{kafka.partitions} partitions each and grant DESCRIBE, READ and WRITE, or grant CREATE"
+    )
+
+
+async def _wait_for_leaders(admin: AIOKafkaAdminClient, names: list[str]) -> None:
+    if not names:
+        return
+    async with asyncio.timeout(_LEADER_PATIENCE_S):
+        while True:
+            topics = await admin.describe_topics(names)
+            if all(t["partitions"] and all(p["leader"] >= 0 for p in t["partitions"]) for t in topics):
+                return
+            await asyncio.sleep(0.05)
+
+
+async def _warn_of_small_limits(admin: AIOKafkaAdminClient, sizes: dict[str, int | None]) -> None:
+    from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+    asked = [ConfigResource(ConfigResourceType.TOPIC, name, {_SIZE: ""}) for name, size in sizes.items() if size]
+    if not asked:
+        return
+    for response in await admin.describe_configs(asked):
+        for code, _message, _kind, name, entries in response.resources:
+            if code != _NO_ERROR:
+                continue  # not allowed to look: nothing to warn of
+            limit = next((int(entry[1]) for entry in entries if entry[0] == _SIZE), None)
+            wanted = sizes[name]
+            if limit is not None and wanted is not None and limit < wanted:
+                _log.warning(
+                    "topic %s takes messages up to %d bytes, of up to %d that may be sent; raise its %s",
+                    name,
+                    limit,
+                    wanted,
+                    _SIZE,
+                )

@@ -1,0 +1,190 @@
+"""ECAPA-TDNN (Desplanques et al., 2020, arXiv:2005.07143) in the variant whose size the paper reports.
+
+Every layer that looks beyond one frame, or averages over frames, honours the mask, so that a window padded into a
+longer batch gives what it gives alone: beyond its end there is exactly the zero that a convolution pads with.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.architecture import EcapaDims, FrontEndSpec, HeadSpec
+from model.front_end import FrontEnd
+
+__all__ = ["EcapaDims", "EcapaTdnn", "Head", "HeadSpec", "Recogniser"]
+
+MIN_VARIANCE = 1e-4  # keeps the square root's gradient finite on constant features
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask
+
+
+def _mean_over_time(x: Tensor, mask: Tensor | None) -> Tensor:
+    """(batch, channels, frames) → (batch, channels, 1), over real frames only; padded frames of `x` must be finite."""
+    if mask is None:
+        return x.mean(dim=2, keepdim=True)
+    return (x * mask).sum(dim=2, keepdim=True) / mask.sum(dim=2, keepdim=True)
+
+
+class ConvReluNorm(nn.Module):
+    """Convolution that keeps the number of frames, ReLU, batch norm; zero on padded frames."""
+
+    def __init__(self, into: int, out: int, kernel: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(into, out, kernel, dilation=dilation, padding=dilation * (kernel // 2))
+        self.norm = nn.BatchNorm1d(out)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(batch, into, frames) → (batch, out, frames)."""
+        return _masked(self.norm(torch.relu(self.conv(x))), mask)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by what the mean over time of all channels says."""
+
+    def __init__(self, channels: int, bottleneck: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv1d(channels, bottleneck, 1)
+        self.expand = nn.Conv1d(bottleneck, channels, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(batch, channels, frames) → the same shape."""
+        mean = _mean_over_time(x, mask)
+        return x * torch.sigmoid(self.expand(torch.relu(self.squeeze(mean))))
+
+
+class SeRes2Block(nn.Module):
+    """1×1 convolution, Res2 convolutions over `scale` groups of channels, 1×1 convolution, SE, residual."""
+
+    def __init__(self, dims: EcapaDims, dilation: int) -> None:
+        super().__init__()
+        self.width = dims.channels // dims.scale
+        self.widen = ConvReluNorm(dims.channels, dims.channels, 1)
+        self.groups = nn.ModuleList(ConvReluNorm(self.width, self.width, 3, dilation) for _ in range(dims.scale - 1))
+        self.merge = ConvReluNorm(dims.channels, dims.channels, 1)
+        self.excite = SqueezeExcite(dims.channels, dims.se_bottleneck)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(batch, channels, frames) → the same shape."""
+        *parts, untouched = self.widen(x, mask).split(self.width, dim=1)
+        outputs: list[Tensor] = []
+        for convolve, part in zip(self.groups, parts, strict=True):
+            # Each group also sees the one before, so that the receptive field grows from group to group.
+            outputs.append(convolve(part + outputs[-1] if outputs else part, mask))
+        merged = self.merge(torch.cat([*outputs, untouched], dim=1), mask)
+        excited: Tensor = self.excite(merged, mask)
+        return x + excited
+
+
+class AttentiveStatistics(nn.Module):
+    """Mean and standard deviation over time, each frame weighted, per channel, by attention with global context."""
+
+    def __init__(self, channels: int, bottleneck: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv1d(3 * channels, bottleneck, 1)
+        self.norm = nn.BatchNorm1d(bottleneck)
+        self.expand = nn.Conv1d(bottleneck, channels, 1)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """(batch, channels, frames) → (batch, 2 * channels, 1)."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 loses too much in sums over many frames
+        mean = _mean_over_time(x, mask)
+        deviation = _mean_over_time((x - mean).square(), mask).clamp(min=MIN_VARIANCE).sqrt()
+        context = torch.cat([x, mean.expand_as(x), deviation.expand_as(x)], dim=1)
+        scores = self.expand(torch.tanh(self.norm(torch.relu(self.squeeze(context)))))
+        if mask is not None:
+            scores = scores.masked_fill(mask == 0, -torch.inf)
+        weights = torch.softmax(scores, dim=2)
+        weighted_mean = (weights * x).sum(dim=2, keepdim=True)
+        variance = (weights * (x - weighted_mean).square()).sum(dim=2, keepdim=True)
+        return torch.cat([weighted_mean, variance.clamp(min=MIN_VARIANCE).sqrt()], dim=1)
+
+
+class EcapaTdnn(nn.Module):
+    """Mel features to an embedding. At the default sizes 15,444,544 parameters."""
+
+    def __init__(self, dims: EcapaDims, n_mels: int = 80) -> None:
+        super().__init__()
+        self.dims = dims
+        self.entry = ConvReluNorm(n_mels, dims.channels, 5)
+        self.blocks = nn.ModuleList(SeRes2Block(dims, dilation) for dilation in dims.dilations)
+        self.aggregate = nn.Conv1d(dims.channels * len(dims.dilations), dims.mfa_channels, 1)
+        self.pooling = AttentiveStatistics(dims.mfa_channels, dims.attention)
+        self.pooled_norm = nn.BatchNorm1d(2 * dims.mfa_channels)
+        self.embed = nn.Conv1d(2 * dims.mfa_channels, dims.embedding, 1)
+        self.embedding_norm = nn.BatchNorm1d(dims.embedding)
+
+    def forward(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Embeddings, (batch, embedding).
+
+        Parameters
+        ----------
+        features
+            (batch, n_mels, frames) float32, zero where `mask` is.
+        mask
+            (batch, 1, frames), 1 on real frames, 0 on padding after them; None: all frames are real.
+        """
+        outputs = [self.entry(features, mask)]
+        total = outputs[0]
+        for block in self.blocks:
+            outputs.append(block(total, mask))
+            total = total + outputs[-1]
+        x = torch.relu(self.aggregate(torch.cat(outputs[1:], dim=1)))
+        pooled = self.pooled_norm(self.pooling(x, mask))
+        embedding: Tensor = self.embedding_norm(self.embed(pooled))
+        return embedding.squeeze(2)
+
+
+class Head(nn.Module):
+    """Embedding to one logit a label: linear, or scaled cosine as AAM-softmax trains it (without the margin)."""
+
+    def __init__(self, spec: HeadSpec, embedding: int, labels: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.weight = nn.Parameter(torch.empty(labels, embedding))
+        nn.init.xavier_normal_(self.weight)
+        self.bias = nn.Parameter(torch.zeros(labels)) if spec.kind == "linear" else None
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(batch, embedding) → (batch, labels), in float32."""
+        if self.bias is None:
+            return self.spec.scale * self.cosine(embedding)
+        return _inner(embedding.float(), self.weight) + self.bias
+
+    def cosine(self, embedding: Tensor) -> Tensor:
+        """Cosine of the angle between each embedding and each label's direction: (batch, labels), in float32."""
+        return _inner(functional.normalize(embedding.float()), functional.normalize(self.weight))
+
+
+def _inner(rows: Tensor, weight: Tensor) -> Tensor:
+    # A matrix product may sum in another order for another number of rows; this one is the same for every row.
+    return (rows[:, None, :] * weight).sum(dim=2)
+
+
+class Recogniser(nn.Module):
+    """Samples to logits and embeddings: front end, network, head. What training trains and the engine runs."""
+
+    def __init__(self, front_end: FrontEndSpec, dims: EcapaDims, head: HeadSpec, labels: int) -> None:
+        super().__init__()
+        self.front_end = FrontEnd(front_end)
+        self.network = EcapaTdnn(dims, front_end.n_mels)
+        self.head = Head(head, dims.embedding, labels)
+
+    def forward(self, samples: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (batch, labels) and embeddings (batch, embedding); the arguments are those of `FrontEnd.forward`."""
+        features, mask = self.front_end(samples, lengths)
+        embeddings = self.network(features, mask)
+        return self.head(embeddings), embeddings
+
+    def weights(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Every tensor that a bundle holds, by name, copied to the host. `load_state_dict` takes them back."""
+        return {
+            name: tensor.detach().cpu().numpy().copy()
+            for name, tensor in self.state_dict().items()
+            if not name.endswith("num_batches_tracked")  # matters to no result
+        }

@@ -1,0 +1,378 @@
+"""The worker: windows in; predictions, alarm state and alerts out; then, and only then, the commit.
+
+The order is what makes every alert come once. For a batch of windows: infer, publish the predictions, apply alarm
+state and alerts to Redis in one atomic step a sensor, wait until the broker has the predictions, commit. Whoever
+dies in between leaves the offsets uncommitted; the next owner reads the windows again, and the alert store refuses
+those that were applied already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
+
+from model.engine import Engine
+from stream.alarms import AlarmRules, advance
+from stream.alert_store import AlertStore, SensorChange, StoredSensor, StoreUnavailable
+from stream.alerts import Alert
+from stream.dead_letters import DeadLetter, encode_dead_letter
+from stream.detect import predict
+from stream.predictions import Prediction, encode_prediction
+from stream.records import BadRecord, Flags, Window, decode_sensor, decode_window
+
+log = logging.getLogger("aewatch.worker")
+
+#: A fetch waits this long for data of any partition; it bounds how late a quiet partition is looked at again.
+FETCH_WAIT_MS = 50
+MAX_MESSAGE_BYTES = 34 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerTopics:
+    """What it reads and where it writes."""
+
+    windows: str
+    predictions: str
+    deadletter: str
+
+
+@dataclass(slots=True)
+class WorkerCounts:
+    """What a worker did since it started."""
+
+    windows: int = 0
+    batches: int = 0
+    predictions: int = 0
+    alerts: int = 0
+    dead_letters: int = 0
+    redelivered: int = 0  #: windows whose alarm decision had been taken before
+    conflicts: int = 0  #: batches of one sensor decided anew because somebody else had changed its state
+    inference_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Windows on their way from the consumer to the commit."""
+
+    offsets: dict[TopicPartition, int]  #: what may be committed when all of it is settled
+    predictions: list[Prediction]
+    rejected: list[tuple[ConsumerRecord[bytes, bytes], BadRecord]]
+    partitions: dict[str, TopicPartition] = field(default_factory=dict)
+
+
+class Worker:
+    """One process of the group that shares `ae.windows`."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        rules: AlarmRules,
+        store: AlertStore,
+        client_options: Mapping[str, Any],
+        topics: WorkerTopics,
+        group: str,
+        batch_windows: int = 32,
+        batch_delay_s: float = 0.01,
+        feature_threshold_db_ae: float = 40.0,
+        log_every_s: float = 10.0,
+    ) -> None:
+        self._engine = engine
+        self._rules = rules
+        self._store = store
+        self._client_options = dict(client_options)
+        self._topics = topics
+        self._group = group
+        self._batch_windows = batch_windows
+        self._batch_delay_s = batch_delay_s
+        self._threshold_db_ae = feature_threshold_db_ae
+        self._log_every_s = log_every_s
+        self.counts = WorkerCounts()
+        self._states: dict[str, StoredSensor] = {}
+        self._owners: dict[str, TopicPartition] = {}
+        self._inferred: asyncio.Queue[_Batch] = asyncio.Queue(maxsize=1)
+        self._settled = asyncio.Condition()
+        self._in_flight = 0
+        # One thread: the engine uses every core it may by itself, and batches must stay in order.
+        self._inference_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, then finish what is in hand, commit and leave the group.
+
+        Raises
+        ------
+        KafkaError
+            When the broker refuses what cannot be retried (rights, message size).
+        """
+        await asyncio.get_running_loop().run_in_executor(self._inference_thread, self._engine.warm_up)
+        consumer: AIOKafkaConsumer[bytes, bytes] = AIOKafkaConsumer(
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            fetch_max_bytes=64 * 2**20,
+            max_partition_fetch_bytes=8 * 2**20,
+            session_timeout_ms=10_000,
+            heartbeat_interval_ms=1_000,
+            max_poll_interval_ms=600_000,
+            **self._client_options,
+        )
+        producer: AIOKafkaProducer[bytes, bytes] = AIOKafkaProducer(
+            enable_idempotence=True,
+            acks="all",
+            linger_ms=5,
+            max_batch_size=512 * 2**10,
+            max_request_size=MAX_MESSAGE_BYTES,
+            **self._client_options,
+        )
+        await producer.start()
+        try:
+            await consumer.start()
+            consumer.subscribe([self._topics.windows], listener=_Rebalance(self, consumer))
+            try:
+                await self._work(consumer, producer, stop)
+            finally:
+                await consumer.stop()
+        finally:
+            await producer.stop()
+            self._inference_thread.shutdown(wait=False)
+        log.info("stopped", extra=self._report())
+
+    async def _work(
+        self,
+        consumer: AIOKafkaConsumer[bytes, bytes],
+        producer: AIOKafkaProducer[bytes, bytes],
+        stop: asyncio.Event,
+    ) -> None:
+        log.info("ready", extra={"topic": self._topics.windows, "group": self._group})
+        tasks = [
+            asyncio.create_task(self._infer(consumer, stop), name="infer"),
+            asyncio.create_task(self._settle_all(consumer, producer), name="settle"),
+            asyncio.create_task(self._log_progress(), name="log"),
+        ]
+        infer, settle, _ = tasks
+        try:
+            done, _ = await asyncio.wait({infer, settle}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if not await self.drained(within_s=10.0):
+                log.warning("stopping with windows not settled; they will be read again")
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _infer(self, consumer: AIOKafkaConsumer[bytes, bytes], stop: asyncio.Event) -> None:
+        """Fetch and infer; while a batch is inferred the one before is settled."""
+        loop = asyncio.get_running_loop()
+        while not stop.is_set():
+            records = await self._fetch(consumer)
+            if not records:
+                continue
+            async with self._settled:
+                self._in_flight += 1
+            begun = time.perf_counter()
+            batch = await loop.run_in_executor(self._inference_thread, self._decode_and_predict, records)
+            self.counts.inference_s += time.perf_counter() - begun
+            await self._inferred.put(batch)
+
+    async def _fetch(self, consumer: AIOKafkaConsumer[bytes, bytes]) -> list[ConsumerRecord[bytes, bytes]]:
+        """Up to a batch of records, no later than the batch delay after the first of them."""
+        loop = asyncio.get_running_loop()
+        records: list[ConsumerRecord[bytes, bytes]] = []
+        deadline = loop.time() + 0.2
+        while (left_s := deadline - loop.time()) > 0 and len(records) < self._batch_windows:
+            fetched = await consumer.getmany(
+                timeout_ms=max(1, int(left_s * 1000)), max_records=self._batch_windows - len(records)
+            )
+            if not fetched:
+                break
+            if not records:
+                deadline = loop.time() + self._batch_delay_s
+            for partition_records in fetched.values():
+                records.extend(partition_records)
+        return records
+
+    def _decode_and_predict(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> _Batch:
+        batch = _Batch(offsets={}, predictions=[], rejected=[])
+        windows: list[Window] = []
+        for record in records:
+            partition = TopicPartition(record.topic, record.partition)
+            batch.offsets[partition] = record.offset + 1
+            try:
+                window = decode_window(decode_sensor(record.key), record.value or b"")
+                self._check_rate(window)
+            except BadRecord as error:
+                batch.rejected.append((record, error))
+                continue
+            batch.partitions[window.sensor] = partition
+            windows.append(window)
+        batch.predictions = predict(self._engine, windows, self._threshold_db_ae)
+        return batch
+
+    def _check_rate(self, window: Window) -> None:
+        wanted_hz = self._engine.card.window_rate_hz
+        if wanted_hz is not None and window.rate_hz != wanted_hz:
+            raise BadRecord(
+                "rate",
+                f"{float(window.rate_hz):g} Hz, but model {self._engine.card.version} wants {float(wanted_hz):g} Hz; "
+                "run the window agent with the worker's bundle",
+            )
+
+    async def _settle_all(
+        self, consumer: AIOKafkaConsumer[bytes, bytes], producer: AIOKafkaProducer[bytes, bytes]
+    ) -> None:
+        while True:
+            batch = await self._inferred.get()
+            await self._settle(batch, consumer, producer)
+            async with self._settled:
+                self._in_flight -= 1
+                self._settled.notify_all()
+
+    async def _settle(
+        self,
+        batch: _Batch,
+        consumer: AIOKafkaConsumer[bytes, bytes],
+        producer: AIOKafkaProducer[bytes, bytes],
+    ) -> None:
+        """Predictions out, alarms applied, then the commit: in this order, or a crash would lose what was committed."""
+        published = [
+            await producer.send(self._topics.predictions, encode_prediction(prediction), key=prediction.sensor.encode())
+            for prediction in batch.predictions
+        ]
+        for record, error in batch.rejected:
+            log.warning("window rejected", extra={"offset": record.offset, "reason": str(error)})
+            letter = DeadLetter.of_record(record, error.reason, error.detail, component="worker")
+            key, value, headers = encode_dead_letter(letter)
+            published.append(await producer.send(self._topics.deadletter, value, key=key, headers=headers))
+        self._owners |= batch.partitions
+        alerts = await self._decide(batch.predictions)
+        await asyncio.gather(*published)
+        await self._commit(consumer, batch.offsets)
+        self.counts.batches += 1
+        self.counts.windows += len(batch.predictions) + len(batch.rejected)
+        self.counts.predictions += len(batch.predictions)
+        self.counts.dead_letters += len(batch.rejected)
+        self.counts.alerts += alerts
+
+    async def _decide(self, predictions: Sequence[Prediction]) -> int:
+        """Alarm state and alerts of these predictions into the store; waits out an absent Redis."""
+        while True:
+            try:
+                return await self._apply(predictions)
+            except StoreUnavailable as error:
+                # Whether the server applied it before the line broke is unknown: look at what it holds and go on there.
+                self._states.clear()
+                log.error("Redis is away; windows wait in Kafka until it is back", extra={"error": str(error)})
+
+    async def _apply(self, predictions: Sequence[Prediction]) -> int:
+        pending: dict[str, list[Prediction]] = {}
+        for prediction in predictions:
+            pending.setdefault(prediction.sensor, []).append(prediction)
+        strangers = [sensor for sensor in pending if sensor not in self._states]
+        if strangers:
+            self._states |= await self._store.load(strangers)
+        applied_alerts = 0
+        while pending:
+            changes = []
+            for sensor, arrived in pending.items():
+                change = self._change(self._states[sensor], arrived)
+                if change is not None:
+                    changes.append(change)
+            pending_next: dict[str, list[Prediction]] = {}
+            for change, result in zip(changes, await self._store.apply(changes), strict=True):
+                self._states[change.sensor] = result.stored
+                if result.applied:
+                    applied_alerts += len(change.alerts)
+                else:
+                    self.counts.conflicts += 1
+                    pending_next[change.sensor] = pending[change.sensor]
+            pending = pending_next
+        return applied_alerts
+
+    def _change(self, stored: StoredSensor, arrived: Sequence[Prediction]) -> SensorChange | None:
+        """What these predictions make of a sensor's state; None when all of them were applied before."""
+        state = stored.copy_state()
+        alerts: list[Alert] = []
+        latest = None
+        for prediction in arrived:
+            if state.has_applied(prediction.position, hit=Flags.HIT in Flags(prediction.flags)):
+                self.counts.redelivered += 1
+                continue
+            alerts += advance(state, prediction, self._rules)
+            latest = prediction
+        return None if latest is None else SensorChange(stored=stored, state=state, alerts=alerts, latest=latest)
+
+    async def _commit(self, consumer: AIOKafkaConsumer[bytes, bytes], offsets: dict[TopicPartition, int]) -> None:
+        mine = {partition: offset for partition, offset in offsets.items() if partition in consumer.assignment()}
+        if not mine:
+            return
+        try:
+            await consumer.commit(mine)
+        except (CommitFailedError, IllegalStateError) as error:
+            # The partition went to somebody else meanwhile, who reads these windows again and is refused by the store.
+            log.info("commit refused after a rebalance", extra={"error": str(error)})
+        except KafkaError as error:
+            if not error.retriable:
+                raise
+            # The next batch's commit covers this one too.
+            log.warning("commit failed, the next one will cover it", extra={"error": str(error)})
+
+    async def drained(self, within_s: float) -> bool:
+        """Wait until every fetched batch is settled; False if that took longer."""
+        try:
+            async with asyncio.timeout(within_s), self._settled:
+                await self._settled.wait_for(lambda: self._in_flight == 0)
+        except TimeoutError:
+            return False
+        return True
+
+    def forget(self, partitions: set[TopicPartition]) -> None:
+        """Drop what is cached of sensors in partitions that go to somebody else."""
+        for sensor in [sensor for sensor, owner in self._owners.items() if owner in partitions]:
+            del self._owners[sensor]
+            self._states.pop(sensor, None)
+
+    async def _log_progress(self) -> None:
+        while True:
+            await asyncio.sleep(self._log_every_s)
+            log.info("progress", extra=self._report())
+
+    def _report(self) -> dict[str, Any]:
+        counts = self.counts
+        return {
+            "windows": counts.windows,
+            "batches": counts.batches,
+            "alerts": counts.alerts,
+            "redelivered": counts.redelivered,
+            "conflicts": counts.conflicts,
+            "dead_letters": counts.dead_letters,
+            "inference_s": round(counts.inference_s, 2),
+            "sensors": len(self._states),
+        }
+
+
+class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Settle before partitions change hands; forget afterwards."""
+
+    def __init__(self, worker: Worker, consumer: AIOKafkaConsumer[bytes, bytes]) -> None:
+        self._worker = worker
+        self._consumer = consumer
+
+    async def on_partitions_revoked(self, revoked: set[TopicPartition]) -> None:
+        if revoked:
+            # Less for the next owner to repeat; should it take too long, repeating is harmless.
+            await self._worker.drained(within_s=3.0)
+        self._worker.forget(set(revoked))
+
+    async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
+        log.info("assigned", extra={"partitions": sorted(partition.partition for partition in assigned)})

@@ -1,0 +1,135 @@
+"""A pipeline of separate processes on topics, groups and Redis keys of its own, and what came out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from deploy.processes import Child, Children
+from deploy.settings import KafkaSettings
+from producers.propagation import DEMO_POSITIONS
+from producers.simulator import RATE_HZ, SensorSimulator, plan_events
+from stream.alerts import Alert, decode_alert
+from stream.predictions import Prediction, decode_prediction
+from stream.subscribe import Alerts
+
+
+class PipelineRun:
+    """Starts agents, workers and replays; reads what they leave in Kafka and Redis."""
+
+    def __init__(self, folder: Path, topics: KafkaSettings, redis_url: str, name: str) -> None:
+        self.topics = topics
+        self.redis_url = redis_url
+        self.prefix = name
+        self.variables = {
+            "AEWATCH_KAFKA__BOOTSTRAP_SERVERS": topics.bootstrap_servers,
+            "AEWATCH_KAFKA__FRAMES_TOPIC": topics.frames_topic,
+            "AEWATCH_KAFKA__WINDOWS_TOPIC": topics.windows_topic,
+            "AEWATCH_KAFKA__PREDICTIONS_TOPIC": topics.predictions_topic,
+            "AEWATCH_KAFKA__DEADLETTER_TOPIC": topics.deadletter_topic,
+            "AEWATCH_REDIS__URL": redis_url,
+            "AEWATCH_REDIS__PREFIX": name,
+            "AEWATCH_WINDOW_AGENT__GROUP": f"{name}-windows",
+            "AEWATCH_WORKER__GROUP": f"{name}-workers",
+            "AEWATCH_MODEL__THREADS": "1",
+        }
+        self.children = Children(folder / "logs", self.variables)
+
+    def start(self, kind: str, *arguments: str) -> Child:
+        """An agent (`window`) or a worker (`worker`), ready."""
+        child = self.children.start(f"{kind}-{len(self.children.started)}", [kind, *arguments])
+        self.children.await_message([child], "ready", 120)
+        return child
+
+    def replay(self, *recordings: Path, run: str, rate: str = "max") -> None:
+        """Publish the recordings and wait until they are acknowledged."""
+        child = self.children.start(f"replay-{run}", ["replay", *map(str, recordings), "--rate", rate, "--run", run])
+        assert child.wait(120) == 0, child.tail()
+
+    def predictions(self, count: int, within_s: float = 120.0) -> list[Prediction]:
+        """All predictions in Kafka, as soon as `count` windows have one."""
+        return asyncio.run(_predictions(self.topics, count, within_s))
+
+    def messages(self, topic: str) -> int:
+        """How many there are in a topic."""
+        return asyncio.run(_messages(self.topics, topic))
+
+    def alerts(self) -> list[Alert]:
+        """The alert stream."""
+
+        async def read() -> list[Alert]:
+            alerts = Alerts(self.redis_url, self.prefix)
+            try:
+                return [alert async for _, alert in alerts.history()]
+            finally:
+                await alerts.close()
+
+        return asyncio.run(read())
+
+
+def classify(*recordings: Path, run: str) -> tuple[list[dict[str, Any]], list[Alert]]:
+    """Predictions and alerts that `aewatch classify` finds."""
+    command = [sys.executable, "-m", "deploy.cli", "classify", *map(str, recordings), "--run", run, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    alerts = [decode_alert(json.dumps(row)) for row in rows if row.pop("kind") == "alert"]
+    return [row for row in rows if "probabilities" in row], alerts
+
+
+def write_recording(path: Path, duration_s: float, channels: int, seed: int = 5) -> Path:
+    """A WAV file with simulated events of all classes on each channel, at positions the demo model has not heard."""
+    positions = DEMO_POSITIONS[:channels]
+    names = [position.name for position in positions]
+    plan = plan_events(seed, names, duration_s, spacing_s=2.5, first_s=0.5, last_s=2.0)
+    simulators = [
+        SensorSimulator(position.name, position, seed=seed, events=[e for e in plan if e.sensor == position.name])
+        for position in positions
+    ]
+    samples = int(duration_s * RATE_HZ)
+    columns = [simulator.samples(0, samples) for simulator in simulators]
+    soundfile.write(str(path), np.stack(columns, axis=1), RATE_HZ, subtype="PCM_16")
+    return path
+
+
+async def _predictions(topics: KafkaSettings, count: int, within_s: float) -> list[Prediction]:
+    consumer = await _reader(topics, topics.predictions_topic)
+    found: list[Prediction] = []
+    deadline = time.monotonic() + within_s
+    try:
+        while len({(p.sensor, *p.position) for p in found}) < count and time.monotonic() < deadline:
+            for records in (await consumer.getmany(timeout_ms=200)).values():
+                found += [decode_prediction(record.value) for record in records]
+    finally:
+        await consumer.stop()
+    return found
+
+
+async def _messages(topics: KafkaSettings, topic: str) -> int:
+    consumer = await _reader(topics, topic)
+    try:
+        partitions = consumer.assignment()
+        ends = await consumer.end_offsets(partitions)
+        begins = await consumer.beginning_offsets(partitions)
+        return sum(ends.values()) - sum(begins.values())
+    finally:
+        await consumer.stop()
+
+
+async def _reader(topics: KafkaSettings, topic: str) -> AIOKafkaConsumer[bytes, bytes]:
+    consumer: AIOKafkaConsumer[bytes, bytes] = AIOKafkaConsumer(
+        auto_offset_reset="earliest", enable_auto_commit=False, fetch_max_wait_ms=50, **topics.client_options()
+    )
+    await consumer.start()
+    await consumer.topics()
+    consumer.assign([TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()])
+    return consumer
