@@ -5,6 +5,7 @@ Variables win over the file. A nested field is reached with two underscores: `AE
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from pydantic_settings import (
 CONFIG_VARIABLE = "AEWATCH_CONFIG"
 CONFIG_NAME = "aewatch.toml"
 ENV_PREFIX = "AEWATCH_"
+PORTS_FILE = "ports.json"
 
 
 class Section(BaseModel):
@@ -113,7 +115,7 @@ class StackSettings(Section):
     """The local Kafka and Redis-compatible server of `aewatch up`."""
 
     data_dir: Path = Field(
-        Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "aewatch",
+        Path("~/.local/state/aewatch"),
         description="where their data and logs are kept",
     )
     kafka_port: int = Field(19092, ge=1, le=65535, description="port of the local Kafka on 127.0.0.1")
@@ -137,7 +139,6 @@ class Settings(BaseSettings):
         env_nested_delimiter="__",
         extra="forbid",
         frozen=True,
-        nested_model_default_partial_update=True,
     )
 
     kafka: KafkaSettings = KafkaSettings()
@@ -158,6 +159,17 @@ class Settings(BaseSettings):
             return demo_bundle_path()
         return Path(bundle).expanduser()
 
+    def at_local_stack(self) -> Settings:
+        """The same, with Kafka and Redis at the local stack's ports where they are not set."""
+        kafka_port, redis_port = remembered_ports(self.stack)
+        changes: dict[str, Section] = {}
+        if "bootstrap_servers" not in self.kafka.model_fields_set:
+            changes["kafka"] = self.kafka.model_copy(update={"bootstrap_servers": f"127.0.0.1:{kafka_port}"})
+        if "url" not in self.redis.model_fields_set:
+            url = SecretStr(f"redis://127.0.0.1:{redis_port}/0")
+            changes["redis"] = self.redis.model_copy(update={"url": url})
+        return self.model_copy(update=changes)
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -171,6 +183,20 @@ class Settings(BaseSettings):
         path = config_path()
         file = () if path is None else (TomlConfigSettingsSource(settings_cls, toml_file=path),)
         return (init_settings, env_settings, *file)
+
+
+def remembered_ports(stack: StackSettings) -> tuple[int, int]:
+    """Kafka's and Redis' port as `aewatch up` last used them on this data folder, else as set."""
+    try:
+        ports = json.loads((stack.data_dir.expanduser() / PORTS_FILE).read_text())
+        return int(ports["kafka"]), int(ports["redis"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return stack.kafka_port, stack.redis_port
+
+
+def remember_ports(data_dir: Path, kafka_port: int, redis_port: int) -> None:
+    """Note them for every other command."""
+    (data_dir / PORTS_FILE).write_text(json.dumps({"kafka": kafka_port, "redis": redis_port}))
 
 
 def config_path() -> Path | None:

@@ -182,7 +182,9 @@ class Engine:
         if window.dtype != np.float32:
             raise ValueError(f"window {index} holds {window.dtype}; int16 or float32 is wanted")
         # A finite sum in float64 proves every sample finite.
-        if not math.isfinite(window.sum(dtype=np.float64)):
+        with np.errstate(invalid="ignore"):
+            finite = math.isfinite(window.sum(dtype=np.float64))
+        if not finite:
             raise ValueError(f"window {index} holds samples that are not finite")
         return _within_float_range(window, self.card.front_end.level)
 

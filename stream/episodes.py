@@ -181,6 +181,7 @@ def step(
     over = counts and value >= rule.raise_threshold
     episode = condition.episode
     if episode is None:
+        condition.raises = _recent(condition.raises, rule, moment.end_ns)
         first_sample = _first_of_enough(condition, rule, moment, over)
         if first_sample is not None:
             open_episode(name, condition, rule, moment.sensor, moment.epoch_ns, first_sample, moment.end_ns)
@@ -208,8 +209,7 @@ def open_episode(
     at_ns: int,
 ) -> Episode:
     """Begin an episode that nobody knows of yet; chatter is counted here, shelved or not."""
-    period_ns = _ns(rule.chatter_period_s)
-    recent = [raised for raised in condition.raises if at_ns - period_ns < raised <= at_ns] + [at_ns]
+    recent = [*_recent(condition.raises, rule, at_ns), at_ns]
     condition.raises = recent[-rule.max_raises :] if rule.max_raises else []
     condition.windows, condition.hits = [], []
     condition.standing_since, condition.standing_ns = None, 0
@@ -384,6 +384,10 @@ def _end_if_quiet(
         episode.returned = True
         return []
     return close(name, condition, moment, at_ns=at_ns, shelved=shelved)
+
+
+def _recent(raises: list[int], rule: ConditionRule, now_ns: int) -> list[int]:
+    return [raised for raised in raises if now_ns - _ns(rule.chatter_period_s) < raised <= now_ns]
 
 
 def _needed_ns(rule: ConditionRule, episode: Episode) -> int:

@@ -9,6 +9,7 @@ import zlib
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -420,6 +421,7 @@ def _fields(dtype: np.dtype[Any], message: bytes, offset: int) -> dict[str, Any]
     return dict(zip(dtype.names or (), row.item(), strict=True))
 
 
+@lru_cache(maxsize=256)
 def _rate(numerator: int, denominator: int) -> Fraction:
     if numerator == 0 or denominator == 0:
         raise BadRecord("rate", f"sample rate {numerator}/{denominator} Hz")

@@ -366,15 +366,16 @@ class WindowAgent:
 
     def _report(self) -> dict[str, object]:
         """The snapshot in one level, and of the many counters those that are not zero."""
-        snapshot = asdict(self.snapshot())
+        now = self.snapshot()
+        snapshot = asdict(now)
         frames: dict[str, Any] = snapshot.pop("frames")
         cut: dict[str, int] = frames.pop("windows")
-        rejects: dict[str, int] = frames.pop("rejects")
+        del frames["rejects"]
         report: dict[str, object] = {"uptime_s": round(snapshot.pop("uptime_s"), 1)} | snapshot
         report |= {name: frames.pop(name) for name in ("messages", "message_bytes", "sensors")}
         report |= {name: cut.pop(name) for name in ("frames", "windows", "hit_windows")}
         report |= {name: count for name, count in (frames | cut).items() if count}
-        return report | {f"reject_{reason}": count for reason, count in rejects.items()}
+        return report | {f"reject_{reason}": count for reason, count in now.frames.rejects.items()}
 
     async def _watch_lag(self) -> None:
         watch: LagWatch[TP] = LagWatch(STUCK_AFTER_S)

@@ -159,7 +159,7 @@ class _Segment:
     def append(self, samples: Samples, flags: Flags) -> None:
         start, self.end = self.end, self.end + len(samples)
         if self.end > self.need:
-            self._chunks.append(_Chunk(start, self.end, samples, flags & INHERITED))
+            self._chunks.append(_Chunk(start, self.end, samples, flags))
 
     def cut(self, sensor: str, epoch_ns: int) -> list[Window]:
         """The windows that are complete now."""
@@ -196,7 +196,7 @@ class _Segment:
             rate_hz=self._grid.rate_hz,
             samples=samples,
             volts_per_count=self._volts_per_count,
-            flags=flags,
+            flags=flags & INHERITED,
         )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 from stream.alarms import AlarmRules, SensorState, advance
 from stream.alerts import Alert
 from stream.predictions import HitFeatures, Prediction
@@ -18,6 +20,7 @@ HOP_NS = HOP * 2_000
 S = 1_000_000_000
 EPOCH_NS = 1_700_000_000 * S
 SENSOR = "plant1/pump3/ch0"
+NO_FLAGS = Flags(0)
 LABELS = {
     "background": "background",
     "pencil_lead_break": "calibration",
@@ -38,7 +41,7 @@ def window(
     sensor: str = SENSOR,
     epoch_ns: int = EPOCH_NS,
     unknown: bool = False,
-    flags: Flags = Flags(0),
+    flags: Flags = NO_FLAGS,
     clipped_fraction: float = 0.0,
     flat: bool = False,
     **probabilities: float,
@@ -64,10 +67,8 @@ def window(
     )
 
 
-def hit(at_s: float, *, flags: Flags = Flags(0), **probabilities: Any) -> Prediction:
+def hit(at_s: float, *, flags: Flags = NO_FLAGS, **probabilities: Any) -> Prediction:
     """A hit of 2 ms, `at_s` after the epoch."""
-    import msgspec
-
     start = round(at_s * RATE_HZ)
     time_ns = EPOCH_NS + start * 2_000
     return msgspec.structs.replace(

@@ -84,7 +84,7 @@ async def consumer(ledger: Ledger) -> Consumer:
         pytest.param(37, [37, 38], [37, 38], 39, 39, id="none is open"),
     ],
 )
-def test_no_message_that_is_open_is_committed(consumer, ledger, committed, read, acknowledged, faust_commits, we_commit):
+def test_no_open_message_is_committed(consumer, ledger, committed, read, acknowledged, faust_commits, we_commit):
     ledger.read(*read)
     for offset in acknowledged:
         ledger.acks.safe(read.index(offset))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_without_a_margin_it_is_cross_entropy_of_the_scaled_cosines() -> None:
 def test_the_loss_never_falls_as_the_angle_to_the_true_label_grows() -> None:
     angles = torch.linspace(0.0, math.pi, 200)
     losses = [float(aam_softmax(torch.stack([a.cos(), torch.tensor(0.0)])[None], torch.tensor([0]))) for a in angles]
-    assert all(later >= earlier - 1e-5 for earlier, later in zip(losses, losses[1:], strict=False))
+    assert all(later >= earlier - 1e-5 for earlier, later in pairwise(losses))
 
 
 @pytest.mark.parametrize("true_cosine", [1.0, -1.0])

@@ -177,6 +177,15 @@ def test_an_event_adds_to_the_background_from_its_sample_on():
         assert np.max(added[event.at_sample : event.at_sample + 100]) > 0.05 * loudest
 
 
+def test_a_long_event_is_there_to_its_end():
+    quiet = SensorSimulator(POSITION.name, POSITION, seed=9)
+    with_friction = SensorSimulator(POSITION.name, POSITION, seed=9, events=EVENTS)
+    interval = interval_of(EVENTS[1], POSITION)
+    assert interval.last_sample - interval.first_sample > 0.4 * RATE_HZ
+    for start in range(interval.first_sample, interval.last_sample - 20_000, 20_000):
+        assert not np.array_equal(quiet.samples(start, start + 20_000), with_friction.samples(start, start + 20_000))
+
+
 def test_nothing_clips_at_the_default_scale():
     events = [PlannedEvent(POSITION.name, kind, 2_000_000 * k, k) for k, kind in enumerate(EventKind, start=1)]
     counts = SensorSimulator(POSITION.name, POSITION, events=events).samples(0, 10_000_000)

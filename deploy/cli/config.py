@@ -31,3 +31,11 @@ def show(as_json: bool) -> None:
         click.echo(f"\n[{table}]")
         for name, value in fields.items():
             click.echo(f"# {name} is not set" if value is None else f"{name} = {json.dumps(value)}")
+
+
+@config.command()
+def docs() -> None:
+    """Print all settings with their defaults and meaning, as Markdown; `docs/settings.md` is made with it."""
+    from deploy.settings_docs import markdown
+
+    click.echo(markdown(), nl=False)

@@ -43,7 +43,7 @@ def settings() -> Settings:
     if unknown:
         raise click.ClickException(f"no such setting: {', '.join(unknown)}; `aewatch config show` lists all of them")
     try:
-        loaded = Settings()
+        loaded = Settings().at_local_stack()
     except tomllib.TOMLDecodeError as error:
         raise click.ClickException(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:

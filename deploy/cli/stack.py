@@ -23,11 +23,14 @@ _data_dir = click.option(
 def _stack(in_force: Settings, data_dir: Path | None, kafka_port: int | None, redis_port: int | None) -> LocalStack:
     from deploy.local_stack import LocalStack
     from deploy.local_stack.kafka_jars import terminal_progress
+    from deploy.settings import remembered_ports
 
+    stack = in_force.stack if data_dir is None else in_force.stack.model_copy(update={"data_dir": data_dir})
+    kafka_before, redis_before = remembered_ports(stack)
     return LocalStack(
-        data_dir or in_force.stack.data_dir,
-        kafka_port or in_force.stack.kafka_port,
-        redis_port or in_force.stack.redis_port,
+        stack.data_dir,
+        kafka_port or (stack.kafka_port if "kafka_port" in stack.model_fields_set else kafka_before),
+        redis_port or (stack.redis_port if "redis_port" in stack.model_fields_set else redis_before),
         progress=terminal_progress("Kafka"),
     )
 
@@ -39,27 +42,28 @@ def _stack(in_force: Settings, data_dir: Path | None, kafka_port: int | None, re
 def up(data_dir: Path | None, kafka_port: int | None, redis_port: int | None) -> None:
     """Start a real single-node Kafka and a Redis-compatible server on 127.0.0.1 and leave them running.
 
-    Their data survive a restart. Every other command finds them by default; with other ports than the default ones
-    set AEWATCH_KAFKA__BOOTSTRAP_SERVERS and AEWATCH_REDIS__URL as this command prints them.
+    Their data survive a restart. Every other command finds them, at whatever ports; where another data folder is
+    used, set AEWATCH_STACK__DATA_DIR for all of them.
     """
     import asyncio
+    import logging
 
     in_force = settings()
+    # A broker that is just starting makes the client library grumble; readiness is awaited anyway.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     from deploy.local_stack import StackError
+    from deploy.settings import remember_ports
     from deploy.topics import TopicError, ensure_topics
 
     with plain_errors(StackError, TopicError):
         stack = _stack(in_force, data_dir, kafka_port, redis_port)
         began = time.monotonic()
         stack.up()
+        remember_ports(stack.data_dir, stack.kafka.port, stack.valkey.port)
         kafka = in_force.kafka.model_copy(update={"bootstrap_servers": stack.kafka_bootstrap})
         asyncio.run(ensure_topics(kafka))
     click.echo(f"Kafka {stack.kafka_bootstrap}  Redis {stack.redis_url}  ready after {time.monotonic() - began:.1f} s")
     click.echo(f"data and logs in {stack.data_dir}; `aewatch down` stops them")
-    if stack.kafka_bootstrap != in_force.kafka.bootstrap_servers:
-        click.echo(f"export AEWATCH_KAFKA__BOOTSTRAP_SERVERS={stack.kafka_bootstrap}")
-    if stack.redis_url.rstrip("/0") != in_force.redis.url.get_secret_value().rstrip("/0"):
-        click.echo(f"export AEWATCH_REDIS__URL={stack.redis_url}")
 
 
 @click.command()

