@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from model.bundle import PAPER_LABELS
 from model.train import LabelledWindows
 from producers.event_waveforms import EventKind
 from producers.propagation import Position
-from producers.simulator import RATE_HZ, PlannedEvent, SensorSimulator, interval_of
+from producers.simulator import RATE_HZ, Interval, PlannedEvent, SensorSimulator, interval_of
 
-LABELS = ("background", *(kind.value for kind in EventKind))
+LABELS = tuple(label.name for label in PAPER_LABELS)
 WINDOW_SAMPLES = 65_536
 HOP_SAMPLES = 32_768
 
-QUIET_SAMPLES = 3 * WINDOW_SAMPLES // 2  # before and after an event: its windows at either edge lie within
-# Of the energy of the best placed window, a window with this much is the event's …
-EVENT_SHARE = 0.2
-# … and one in which no frame of the spectrogram gains more than this over the noise is background. Between, neither.
-AUDIBLE_SHARE = 0.5
+QUIET_SAMPLES = WINDOW_SAMPLES + 4_096  # before and after an event: a window at either edge of it lies within
 FRAME_SAMPLES = 160
+# In its loudest frame the event's energy is this many times the noise's: below, nobody hears it; above, everybody does.
+SILENT_GAIN = 0.25
+AUDIBLE_GAIN = 4.0
+SHORTEST_CUT_S, LONGEST_CUT_S = 0.0003, 0.04
 
 Samples = npt.NDArray[np.int16]
 
@@ -31,82 +32,79 @@ Samples = npt.NDArray[np.int16]
 class WindowsSpec:
     """How many windows of each position."""
 
-    events: int = 6  #: of each kind
+    events: int = 3  #: of each kind
     placements: int = 4  #: of each event
-    backgrounds: int = 24
-    margin: int = 512  #: samples that each window is longer, for the time shift
+    backgrounds: int = 16
+    margin: int = 0  #: samples that each window is longer, for the time shift
 
 
 def labelled_windows(positions: Sequence[Position], spec: WindowsSpec, seed: int) -> LabelledWindows:
-    """Windows of all positions; the group of a window is its position's name."""
-    parts = [_of_position(position, spec, seed) for position in positions]
-    windows = np.concatenate([windows for windows, _ in parts])
-    labels = np.concatenate([labels for _, labels in parts])
-    groups = np.repeat([position.name for position in positions], [len(labels) for _, labels in parts])
-    return LabelledWindows(windows, labels, groups)
+    """Windows of all positions; the group of a window is its position's name.
 
-
-def _of_position(position: Position, spec: WindowsSpec, seed: int) -> tuple[Samples, npt.NDArray[np.int64]]:
-    rng = np.random.default_rng([seed, position.seed])
-    length = WINDOW_SAMPLES + spec.margin
+    A window in which an event can be heard has the event's label, however little of it there is: what the first
+    millisecond of an event does not tell must come out as a doubt of the network, not as a habit of the data. Windows
+    between inaudible and audible are left out.
+    """
     windows: list[Samples] = []
     labels: list[int] = []
+    groups: list[str] = []
+    for position in positions:
+        for window, label in _of_position(position, spec, np.random.default_rng([seed, position.seed])):
+            windows.append(window)
+            labels.append(label)
+            groups.append(position.name)
+    return LabelledWindows(np.stack(windows), np.array(labels), np.array(groups))
+
+
+def _of_position(position: Position, spec: WindowsSpec, rng: np.random.Generator) -> Iterator[tuple[Samples, int]]:
     for kind in EventKind:
         for _ in range(spec.events):
-            for window, label in _of_event(position, kind, spec, rng):
-                windows.append(window)
-                labels.append(label)
+            yield from _of_event(position, kind, spec, rng)
     quiet = SensorSimulator(position.name, position, seed=int(rng.integers(2**31)))
     for _ in range(spec.backgrounds):
         start = int(rng.integers(1000 * WINDOW_SAMPLES))
-        windows.append(quiet.samples(start, start + length))
-        labels.append(0)
-    return np.stack(windows), np.array(labels)
+        yield quiet.samples(start, start + WINDOW_SAMPLES + spec.margin), 0
 
 
 def _of_event(
     position: Position, kind: EventKind, spec: WindowsSpec, rng: np.random.Generator
-) -> list[tuple[Samples, int]]:
+) -> Iterator[tuple[Samples, int]]:
     noise_seed = int(rng.integers(2**31))
     event = PlannedEvent(position.name, kind, 2 * QUIET_SAMPLES, int(rng.integers(2**31)))
     interval = interval_of(event, position)
     begin, end = interval.first_sample - QUIET_SAMPLES, interval.last_sample + QUIET_SAMPLES
-    with_event = SensorSimulator(position.name, position, RATE_HZ, noise_seed, [event]).samples(begin, end)
-    without = SensorSimulator(position.name, position, RATE_HZ, noise_seed).samples(begin, end)
-    first, last = interval.first_sample - begin, interval.last_sample - begin
-    labelled: list[tuple[Samples, int]] = []
-    judge = _Judge(with_event, without)
+    heard = SensorSimulator(position.name, position, RATE_HZ, noise_seed, [event]).samples(begin, end)
+    noise = SensorSimulator(position.name, position, RATE_HZ, noise_seed).samples(begin, end)
+    loudness = _gain_of_frames(heard, noise)
     for number in range(spec.placements):
-        # In turn: anywhere, the window's end within the event, anywhere, the window's start within the event.
-        earliest = first if number % 4 == 3 else first - WINDOW_SAMPLES
-        latest = last - WINDOW_SAMPLES if number % 4 == 1 else last
-        start = int(rng.integers(earliest, latest + 1)) - spec.margin // 2
-        start = min(max(start, 0), len(with_event) - WINDOW_SAMPLES - spec.margin)
-        if judge.belongs(start + spec.margin // 2):
-            labelled.append((with_event[start : start + WINDOW_SAMPLES + spec.margin], LABELS.index(kind)))
-        elif judge.silent(start, start + WINDOW_SAMPLES + spec.margin):
-            labelled.append((with_event[start : start + WINDOW_SAMPLES + spec.margin], 0))
-    return labelled
+        length = WINDOW_SAMPLES + spec.margin
+        # An onset may be fainter than what stands out, and so lie a little before the part that was rendered.
+        start = min(max(_placement(number, interval, rng) - begin - spec.margin // 2, 0), len(heard) - length)
+        stop = start + length
+        gain = float(loudness[-(-start // FRAME_SAMPLES) : stop // FRAME_SAMPLES].max())
+        if gain >= AUDIBLE_GAIN:
+            yield heard[start:stop], LABELS.index(kind)
+        elif gain <= SILENT_GAIN:
+            yield heard[start:stop], 0
 
 
-class _Judge:
-    """Tells to which label a window of one recording belongs, from the recording with and without its event."""
+def _placement(number: int, interval: Interval, rng: np.random.Generator) -> int:
+    """Where a window begins. Every other one anywhere around the event, else so that one of its ends cuts the event.
 
-    def __init__(self, with_event: Samples, without: Samples) -> None:
-        event = with_event.astype(np.float64) - without
-        self._energy = np.concatenate(([0.0], np.cumsum(event**2)))
-        whole = self._energy[WINDOW_SAMPLES:] - self._energy[:-WINDOW_SAMPLES]
-        self._best = float(whole.max())
-        self._noise = float(np.mean(without.astype(np.float64) ** 2))
+    The cuts are drawn alike for all kinds of event, so that a cut by itself says nothing of the kind.
+    """
+    if number % 2 == 0:
+        return int(rng.integers(interval.first_sample - WINDOW_SAMPLES, interval.last_sample + 1))
+    after_onset_s = np.exp(rng.uniform(np.log(SHORTEST_CUT_S), np.log(LONGEST_CUT_S)))
+    onset = interval.onsets[int(rng.integers(len(interval.onsets)))]
+    cut = min(onset + int(after_onset_s * RATE_HZ), interval.last_sample)
+    return cut - WINDOW_SAMPLES if number % 4 == 1 else cut
 
-    def belongs(self, start: int) -> bool:
-        """Whether the window from `start` on holds enough of the event to be called by its name."""
-        return self._held(start, start + WINDOW_SAMPLES) >= EVENT_SHARE * self._best
 
-    def silent(self, start: int, stop: int) -> bool:
-        """Whether nothing of the event can be heard from `start` to `stop`."""
-        frames = self._energy[start:stop:FRAME_SAMPLES]
-        return bool(np.diff(frames).max() <= AUDIBLE_SHARE * FRAME_SAMPLES * self._noise)
-
-    def _held(self, start: int, stop: int) -> float:
-        return float(self._energy[stop] - self._energy[start])
+def _gain_of_frames(heard: Samples, noise: Samples) -> npt.NDArray[np.float64]:
+    """Energy of the event in each frame over the noise's mean energy in a frame."""
+    whole = len(noise) - len(noise) % FRAME_SAMPLES
+    event = (heard[:whole].astype(np.float32) - noise[:whole]).reshape(-1, FRAME_SAMPLES)
+    energy = np.einsum("fs,fs->f", event, event, dtype=np.float64)
+    gain: npt.NDArray[np.float64] = energy / (FRAME_SAMPLES * np.mean(noise.astype(np.float32) ** 2, dtype=np.float64))
+    return gain

@@ -54,7 +54,7 @@ async def await_topics(kafka: KafkaSettings, patience_s: float = 60.0) -> None:
 
 
 async def ensure_topics(kafka: KafkaSettings) -> list[str]:
-    """Make the topics that are missing, and wait until they can be used.
+    """Make the topics that are missing, and wait until every partition has a leader.
 
     A topic that exists is never changed: that is its owner's business. If it refuses messages as large as those that
     are sent to it, the log says so.
@@ -78,8 +78,9 @@ async def ensure_topics(kafka: KafkaSettings) -> list[str]:
         try:
             await admin.start()
         except (KafkaError, OSError) as error:
+            login = f", or user {kafka.username!r} is not let in" if kafka.username else ""
             raise KafkaUnreachable(
-                f"{where}: no Kafka to be reached there ({error}); start one with `aewatch up`, "
+                f"{where}: no Kafka to be reached there{login} ({error}); start one with `aewatch up`, "
                 "or set AEWATCH_KAFKA__BOOTSTRAP_SERVERS"
             ) from error
         try:
@@ -88,9 +89,8 @@ async def ensure_topics(kafka: KafkaSettings) -> list[str]:
             missing = [name for name in _wanted(kafka) if name not in existing]
             made = await _make(admin, kafka, missing)
             await _wait_for_leaders(admin, made)
-            await _warn_of_small_limits(
-                admin, {name: _wanted(kafka)[name] for name in _wanted(kafka) if name in existing}
-            )
+            others = {name: size for name, size in _wanted(kafka).items() if name not in made}
+            await _warn_of_small_limits(admin, others)
         except KafkaError as error:
             raise TopicError(f"{where}: {error}") from error
         return made

@@ -46,6 +46,16 @@ class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Role  #: nothing happens; recorded, no fault (coupling check); an alarm
 
 
+#: The paper's four classes, and what a sensor hears when nothing happens.
+PAPER_LABELS = (
+    Label("background", "background"),
+    Label("pencil_lead_break", "calibration"),
+    Label("friction", "fault"),
+    Label("knock", "fault"),
+    Label("drop", "fault"),
+)
+
+
 class UnknownRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a window counts as none of the labels: `model.unknown` has the kinds; larger scores are stranger."""
 

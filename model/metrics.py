@@ -53,9 +53,8 @@ class Scores:
             [name, *map(str, self.confusion[i].tolist()), f"{100 * self.recall[i]:.2f} %"]
             for i, name in enumerate(labels)
         ]
-        rows.append(
-            ["precision", *(f"{100 * value:.2f} %" for value in self.precision), f"{100 * self.accuracy:.2f} %"]
-        )
+        precisions = [f"{100 * value:.2f} %" for value in self.precision]
+        rows.append(["precision", *precisions, f"accuracy {100 * self.accuracy:.2f} %"])
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
         return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

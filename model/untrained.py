@@ -7,16 +7,8 @@ import os
 import torch
 
 from model.architecture import EcapaDims, FrontEndSpec, HeadSpec
-from model.bundle import BundleCard, Label, TrainingRecord, UnknownRule, write_bundle
+from model.bundle import PAPER_LABELS, BundleCard, Label, TrainingRecord, UnknownRule, write_bundle
 from model.network import Recogniser
-
-DEFAULT_LABELS = (
-    Label("background", "background"),
-    Label("pencil_lead_break", "calibration"),
-    Label("friction", "fault"),
-    Label("knock", "fault"),
-    Label("drop", "fault"),
-)
 
 
 def write_untrained_bundle(
@@ -25,7 +17,7 @@ def write_untrained_bundle(
     network: EcapaDims | None = None,
     front_end: FrontEndSpec | None = None,
     head: HeadSpec | None = None,
-    labels: tuple[Label, ...] = DEFAULT_LABELS,
+    labels: tuple[Label, ...] = PAPER_LABELS,
     rate_hz: float = 500_000.0,
     rate_is_nominal: bool = False,
     window_samples: int = 65_536,

@@ -103,6 +103,16 @@ def decode_dead_letter(record: ConsumerRecord[bytes, bytes]) -> DeadLetter:
 async def deliver(producer: AIOKafkaProducer[bytes, bytes], topic: str, letter: DeadLetter) -> RecordMetadata:
     """Write the letter and wait for the broker's acknowledgement; cut the raw bytes if they are too many for it.
 
+    Parameters
+    ----------
+    producer
+        Not an idempotent one: a batch that the broker refuses leaves a hole in its sequence numbers, and everything
+        it sends to that partition afterwards is refused as out of order.
+    topic
+        Where dead letters go.
+    letter
+        What to write.
+
     Raises
     ------
     aiokafka.errors.KafkaError

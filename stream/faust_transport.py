@@ -1,4 +1,4 @@
-"""Faust's Kafka consumer, made to commit what a ledger says and nothing else.
+"""Faust, made to commit what a ledger says and nothing else.
 
 Faust 0.15 commits past messages that are not acknowledged (its issue 606), counts a commit that failed as done, drops
 acknowledgements on every rebalance, and sleeps for a second once the buffers of all partitions are full. Each
@@ -14,14 +14,26 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
 import aiokafka
+import faust
+from faust.app.base import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 log = logging.getLogger("aewatch.window_agent")
 
+FETCH_BYTES = 16 * 2**20
+PARTITION_FETCH_BYTES = 4 * 2**20  # a larger message comes all the same, alone (KIP-74)
+FETCH_WAIT_MS = 100  # while a fetch waits for quiet partitions no other one is sent
+NEVER_MS = 2**31 - 1
+COMMIT_INTERVAL_S = 0.5
+BUFFERED_MESSAGES = 64
+
 
 class CommitLedger(Protocol):
     """Knows what may be committed."""
+
+    def partitions(self) -> Collection[TP]:
+        """Those of which something may be committed."""
 
     def committable(self, tp: TP) -> int | None:
         """The first offset of the partition that a new owner has to read, or None."""
@@ -44,6 +56,7 @@ class LedgerConsumerThread(driver.AIOKafkaConsumerThread):
 class LedgerConsumer(driver.Consumer):
     """Commits what the transport's ledger says."""
 
+    app: LedgerApp
     transport: LedgerTransport
 
     def _new_consumer_thread(self) -> LedgerConsumerThread:
@@ -58,7 +71,7 @@ class LedgerConsumer(driver.Consumer):
         return self.transport.ledger.committable(tp)
 
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
-        return (tp for tp in self.assignment() if topics is None or tp in topics or tp.topic in topics)
+        return (tp for tp in self.transport.ledger.partitions() if topics is None or tp in topics or tp.topic in topics)
 
     async def _commit_offsets(self, offsets: Mapping[TP, int], start_new_transaction: bool = True) -> bool:
         """Commit, and remember it only if it was done: Faust remembers it anyway and never tries again."""
@@ -74,9 +87,7 @@ class LedgerConsumer(driver.Consumer):
 
         Faust throws acknowledgements away first, so that up to a commit interval is read again by the next owner.
         """
-        self.stop_flow()
-        self.app.flow_control.suspend()
-        self.app.flow_control.clear()
+        self.app.stop_reading()
         await self.settle_and_commit()
         self.transport.ledger.drop(revoked)
         await super().on_partitions_revoked(revoked)
@@ -131,3 +142,88 @@ class LedgerTransport(driver.Transport):
         self.ledger = ledger
         self.consumer_options = dict(consumer_options)
         self.commit_timeout_s = commit_timeout_s
+
+
+class _Boot(BootStrategy):
+    """Without Faust's own producer and web server."""
+
+    enable_kafka_producer = False
+    enable_web = False
+
+
+class LedgerApp(faust.App):
+    """A Faust app that reads and commits, and nothing else.
+
+    Parameters
+    ----------
+    group
+        Consumer group.
+    ledger
+        Says what may be committed.
+    client_options
+        Keyword arguments of every aiokafka client.
+    member
+        Name of this process, unique in the group and lasting (static membership); None for an ordinary member.
+    session_timeout_s
+        After so long without a sign of life the partitions go to others.
+    folder
+        Faust makes empty folders in it.
+    """
+
+    BootStrategy = _Boot
+
+    def __init__(
+        self,
+        group: str,
+        *,
+        ledger: CommitLedger,
+        client_options: Mapping[str, Any],
+        member: str | None,
+        session_timeout_s: float,
+        folder: str,
+    ) -> None:
+        super().__init__(
+            group,
+            broker="kafka://unused",
+            autodiscover=False,
+            datadir=folder,
+            store="memory://",
+            web_enabled=False,
+            topic_allow_declare=False,
+            topic_disable_leader=True,
+            reply_create_topic=False,
+            # Messages are held until their windows are complete, so waiting for all of them would never end.
+            stream_wait_empty=False,
+            stream_buffer_maxsize=BUFFERED_MESSAGES,
+            broker_commit_interval=COMMIT_INTERVAL_S,
+            broker_session_timeout=session_timeout_s,
+        )
+        options = {
+            "group_id": group,
+            "group_instance_id": member,
+            "client_id": "aewatch-window-agent",
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "fetch_max_wait_ms": FETCH_WAIT_MS,
+            "fetch_max_bytes": FETCH_BYTES,
+            "max_partition_fetch_bytes": PARTITION_FETCH_BYTES,
+            "session_timeout_ms": int(session_timeout_s * 1000),
+            "heartbeat_interval_ms": int(session_timeout_s * 1000 / 6),
+            # Whoever waits for the broker to take windows does not poll, and must not lose its partitions for it.
+            "max_poll_interval_ms": NEVER_MS,
+        }
+        # Before anything asks for the transport, or Faust makes its own.
+        self.transport = LedgerTransport([], self, ledger=ledger, consumer_options={**options, **client_options})
+
+    @property
+    def running_consumer(self) -> LedgerConsumer | None:
+        """The consumer, if it has been started."""
+        consumer = self._consumer
+        return consumer if isinstance(consumer, LedgerConsumer) and consumer.started else None
+
+    def stop_reading(self) -> None:
+        """Hand out no more messages; the one in hand is not touched."""
+        if self._consumer is not None:
+            self._consumer.stop_flow()
+        self.flow_control.suspend()
+        self.flow_control.clear()

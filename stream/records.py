@@ -274,7 +274,7 @@ class _Search:
     def next_frame(self, begin: int, end: int) -> int:
         """Where the first whole and sound frame from `begin` on begins, or else `end`."""
         while self._headers_left > 0 and self._bytes_left > 0:
-            begin = self._message.find(FRAME_MAGIC, begin, end)
+            begin = self._message.find(FRAME_MAGIC, begin, end + len(FRAME_MAGIC) - 1)
             if begin < 0:
                 break
             self._headers_left -= 1
@@ -440,6 +440,8 @@ def _check_finite(samples: Samples) -> None:
     if samples.dtype == np.int16:
         return
     # A finite sum in float64 proves every sample finite, at a third of the cost of looking at each.
-    if not np.isfinite(samples.sum(dtype=np.float64)):
+    with np.errstate(invalid="ignore"):
+        total = samples.sum(dtype=np.float64)
+    if not np.isfinite(total):
         first = int(np.flatnonzero(~np.isfinite(samples))[0])
         raise BadRecord("not-finite", f"sample {first} is {samples[first]}")

@@ -117,6 +117,9 @@ class TestRaising:
         strange = [window(number, unknown=True, knock=0.9) for number in range(2)]
         assert run(strange) == []
 
+    def test_nor_does_it_after_one_that_did(self) -> None:
+        assert run([*knocks(0), window(1, unknown=True, knock=0.9)]) == []
+
     def test_unless_the_rules_say_that_it_may(self) -> None:
         strange = [window(number, unknown=True, knock=0.9) for number in range(2)]
         assert told(run(strange, replace(RULES, unknown_vetoes=False))) == [("knock", "raised")]
@@ -319,6 +322,17 @@ class TestShelving:
         assert told(unshelve(state, "knock", at_ns=NOW_NS, by="bob")) == [("knock", "unshelved")]
         assert told(run(knocks(1, 2), state=state)) == [("knock", "raised")]
 
+    def test_unshelving_what_everybody_saw_does_not_raise_it_again(self) -> None:
+        state = self.shelved(200, *knocks(0, 1))
+        assert told(unshelve(state, "knock", at_ns=NOW_NS, by="bob")) == [("knock", "unshelved")]
+
+    def test_a_break_that_is_over_when_the_shelf_ends_is_not_recorded_late(self) -> None:
+        state = SensorState()
+        run([window(0)], state=state)
+        shelve(state, "pencil_lead_break", until_ns=EPOCH_NS + 2 * HOP_NS, at_ns=NOW_NS, by="ann")
+        windows = [window(1, pencil_lead_break=0.95), *quiet(2, 3)]
+        assert told(run(windows, state=state)) == [("pencil_lead_break", "unshelved")]
+
     def test_shelving_again_moves_the_end_and_stays_one_shelf(self) -> None:
         state = self.shelved(10)
         [again] = shelve(state, "knock", until_ns=EPOCH_NS + 50 * HOP_NS, at_ns=NOW_NS, by="bob")
@@ -417,6 +431,11 @@ class TestHits:
 
     def test_hits_close_together_are_one_episode(self) -> None:
         assert told(run([hit(1.0 + 0.1 * n, knock=0.9) for n in range(30)])) == [("knock", "raised")]
+
+    def test_quiet_begins_where_the_longest_hit_so_far_ends(self) -> None:
+        long = msgspec.structs.replace(hit(0.1, knock=0.9), end_time_ns=EPOCH_NS + S + S // 2)
+        assert told(run([long, hit(0.5), hit(2.0)])) == [("knock", "raised")]
+        assert told(run([long, hit(0.5), hit(2.6)])) == [("knock", "raised"), ("knock", "cleared")]
 
     def test_several_hits_may_be_asked_for(self) -> None:
         rules = rules_with("knock", hit_k=2, hit_n=3)

@@ -58,7 +58,7 @@ windows = st.builds(
 
 
 @given(batch=st.lists(windows, min_size=1, max_size=12), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_window_gives_the_same_bits_alone_in_a_batch_and_in_any_order(
     engine: Engine, batch: list[Window], data: st.DataObject
 ) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 
-import faust
 import pytest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP, ConsumerMessage
 
-from stream.faust_transport import LedgerConsumer, LedgerTransport
+from stream.faust_transport import LedgerApp, LedgerConsumer, LedgerTransport
 from stream.ordered_acks import HoldLimits, OrderedAcks
 
 TP0 = TP("ae.frames", 0)
@@ -26,6 +26,9 @@ class Ledger:
         """Messages of which one output each is on its way."""
         for offset in offsets:
             self.acks.take(offset, 1, now_s=0, outputs=1)
+
+    def partitions(self) -> list[TP]:
+        return [TP0]
 
     def committable(self, tp: TP) -> int | None:
         return self.acks.committable() if tp == TP0 else None
@@ -65,8 +68,8 @@ async def _nothing(*_: object) -> None:
 
 
 @pytest.fixture
-async def consumer(ledger: Ledger) -> Consumer:
-    app = faust.App("offsets", broker="kafka://nowhere", autodiscover=False, store="memory://")
+async def consumer(ledger: Ledger, tmp_path: Path) -> Consumer:
+    app = LedgerApp("offsets", ledger=ledger, client_options={}, member=None, session_timeout_s=6, folder=str(tmp_path))
     app.transport = Transport([], app, ledger=ledger, consumer_options={})
     app.finalize()
     consumer = app.transport.create_consumer(_nothing, on_partitions_revoked=_nothing, on_partitions_assigned=_nothing)

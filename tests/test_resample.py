@@ -40,12 +40,17 @@ def test_a_sine_in_the_pass_band_keeps_amplitude_and_phase(
     np.testing.assert_allclose(tone(source_hz, target_hz, frequency_hz), expected, atol=2e-4)
 
 
-@pytest.mark.parametrize(("source_hz", "target_hz"), [pair for pair in PAIRS if pair[0] > pair[1]])
-@pytest.mark.parametrize("part_of_nyquist", [1.0, 1.05, 1.5, 2.0, 2.4, 2.7, 4.0, 5.0, 9.9, 24.5, 31.0, 60.0])
+ALIASING = [
+    (source_hz, target_hz, part)
+    for source_hz, target_hz in PAIRS
+    for part in (1.0, 1.05, 1.5, 2.0, 2.4, 2.7, 4.0, 5.0, 9.9, 24.5, 31.0, 60.0)
+    if target_hz < source_hz and part * target_hz <= source_hz
+]
+
+
+@pytest.mark.parametrize(("source_hz", "target_hz", "part_of_nyquist"), ALIASING)
 def test_what_would_alias_is_80_db_down(source_hz: int, target_hz: int, part_of_nyquist: float) -> None:
     frequency_hz = part_of_nyquist * target_hz / 2
-    if frequency_hz > source_hz / 2:
-        pytest.skip("the source does not hold this frequency")
     assert 20 * np.log10(np.abs(tone(source_hz, target_hz, frequency_hz)).max()) < -80
 
 
@@ -129,7 +134,7 @@ def test_before_sample_0_and_around_a_hit_there_are_zeros() -> None:
 def test_a_ratio_that_would_need_millions_of_coefficients_is_refused_with_the_way_out(
     source_hz: int, target_hz: int
 ) -> None:
-    with pytest.raises(BadRecord, match="in lowest terms.*nominal") as caught:
+    with pytest.raises(BadRecord, match=r"in lowest terms.*nominal") as caught:
         between(source_hz, target_hz)
     assert caught.value.reason == "rate"
 

@@ -85,6 +85,18 @@ class TestGaps:
         assert alerts[6].note == "14 more while chattering"
         assert sum(alert.lost_s for alert in alerts) == pytest.approx(20 * 18 * 0.065536)
 
+    def test_a_flood_that_ends_on_the_shelf_is_not_summed(self) -> None:
+        state = SensorState()
+        run([window(n * 20) for n in range(21)], state=state)
+        shelve(state, "sensor.gap", until_ns=EPOCH_NS + 3600 * S, at_ns=EPOCH_NS, by="ann")
+        assert run([window(401 + n) for n in range(1_000)], state=state) == []
+
+    def test_hits_say_nothing_about_the_gaps_of_continuous_windows(self) -> None:
+        rules = rules_with(conditions={"sensor.gap": {"max_raises": 1, "chatter_period_s": 1}})
+        hits = [hit(30 + 0.01 * n) for n in range(600)]
+        alerts = run([window(0), window(8), window(16), window(24), *hits], rules)
+        assert [alert.note for alert in alerts] == ["", "chattering: held until quiet for 1 s"]
+
     def test_the_first_window_of_a_sensor_is_no_gap_wherever_it_begins(self) -> None:
         assert run([window(5_000)]) == []
 
@@ -144,6 +156,8 @@ class TestSilence:
         alerts = run([*[window(n * 40) for n in range(20)], *[window(761 + n) for n in range(1_000)]], rules)
         assert told(alerts) == [("sensor.silent", "raised"), ("sensor.silent", "cleared")] * 6
         assert alerts[-1].note == "13 more while chattering"
+        lost_s = sum(alert.lost_s for alert in alerts if alert.transition == Transition.CLEARED)
+        assert lost_s == pytest.approx(19 * 38 * 0.065536)
 
     def test_shelved_is_not_told(self) -> None:
         state = SensorState()

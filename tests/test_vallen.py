@@ -96,7 +96,7 @@ def test_each_channel_ends_with_an_end_frame(tradb):
 
 def test_damaged_hits_are_left_out_and_counted_and_the_others_played(tradb, caplog):
     with sqlite3.connect(tradb) as con:
-        con.execute("UPDATE tr_data SET Data = substr(Data, 1, 101) WHERE TRAI = 1")
+        con.execute("UPDATE tr_data SET Data = substr(Data, 1, 100) WHERE TRAI = 1")
         con.execute("UPDATE tr_data SET DataFormat = 2 WHERE TRAI = 2")
         con.execute("UPDATE tr_data SET ParamID = 77 WHERE TRAI = 3")
     con.close()

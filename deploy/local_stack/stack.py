@@ -129,13 +129,23 @@ class LocalStack:
         return self.stop()
 
     def start(self, *, owned: bool) -> None:
-        """Start what is not running and wait until it is ready; `owned` ties it to this process."""
+        """Start what is not running and wait until it is ready; `owned` ties it to this process.
+
+        Raises
+        ------
+        AlreadyRunning
+            If both run already, or one of them does where it is not wanted: elsewhere, or owned by somebody else.
+        StackError
+            If a port is taken, or a server does not start; what was started is stopped again.
+        """
         services = (self.kafka.service, self.valkey.service)
         busy = [service for service in services if service.settled() or service.in_use()]
-        if len(busy) == len(services) or (busy and owned):
+        status = dict(zip(services, self.status(), strict=True))
+        moved = [one for one in busy if status[one].address not in (self.kafka.address, self.valkey.address)]
+        if len(busy) == len(services) or (busy and (owned or moved)):
             raise AlreadyRunning(
                 f"already running on {self.data_dir}: "
-                + ", ".join(f"{status.name} {status.address}" for status in self.status() if status.running)
+                + ", ".join(f"{one.name} {status[one].address}" for one in busy)
                 + "; `aewatch down` stops it, another data folder (AEWATCH_STACK__DATA_DIR) is another stack"
             )
         wanted = {

@@ -84,9 +84,14 @@ class Valkey:
         self.service = Service("Valkey", folder, log, _GRACE_S)
 
     @property
+    def address(self) -> str:
+        """Host and port."""
+        return f"{ports.HOST}:{self.port}"
+
+    @property
     def url(self) -> str:
         """As Redis clients want it."""
-        return f"redis://{ports.HOST}:{self.port}/0"
+        return f"redis://{self.address}/0"
 
     def start(self, *, owned: bool) -> None:
         """Start the server without waiting for it.

@@ -1,10 +1,10 @@
-"""A Redis-compatible server of a test's own, a cable to it that can be cut, and the worker's way with the alert store."""
+"""A Redis-compatible server of a test's own, a cable that can be cut, and the worker's way with the alert store."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -73,6 +73,7 @@ class Cable:
         self._swallow: bytes | None = None
         self._hold: tuple[bytes, int] | None = None
         self.swallowed = 0
+        self.meanwhile: Callable[[], Awaitable[object]] | None = None  #: done before a swallowed answer is noticed
         self._writers: set[asyncio.StreamWriter] = set()
 
     def url(self, database: int = 0) -> str:
@@ -99,11 +100,13 @@ class Cable:
         enough = asyncio.Event()
 
         async def there() -> None:
+            end = b""
             while data := await reader.read(65536):
                 asked.extend(data)
-                if self._swallow is not None and self._swallow in asked:
+                if self._swallow is not None and self._swallow in end + data:
                     self._swallow = None
                     doomed.set()
+                end = data[-16:]
                 if self._hold is not None and asked.count(self._hold[0]) >= self._hold[1]:
                     enough.set()
                 to_writer.write(data)
@@ -113,6 +116,8 @@ class Cable:
             while data := await to_reader.read(65536):
                 if doomed.is_set():
                     self.swallowed += 1
+                    if self.meanwhile is not None:
+                        await self.meanwhile()
                     return
                 if self._hold is not None and self._hold[0] in asked:
                     await enough.wait()

@@ -255,7 +255,12 @@ def test_up_starts_again_only_what_has_died(detached: tuple[LocalStack, list[int
     kafka_pid, _, valkey_pid, _ = pids
     os.kill(kafka_pid, signal.SIGKILL)
     wait_until_gone([kafka_pid])
-    again = LocalStack(stack.data_dir, None, stack.valkey.port)
+    elsewhere = LocalStack(stack.data_dir, None, None)
+    with pytest.raises(AlreadyRunning, match=f"Valkey {stack.status()[1].address}"):
+        elsewhere.up()
+    address = stack.status()[1].address
+    assert address is not None
+    again = LocalStack(stack.data_dir, None, int(address.split(":")[1]))
     again.up()
     assert again.status()[0].pid not in (None, kafka_pid)
     assert again.status()[1].pid == valkey_pid
