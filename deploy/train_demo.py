@@ -16,9 +16,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from deploy.demo_rehearsal import Rehearsal, rehearse
+from deploy.demo_model_card import model_card
+from deploy.demo_rehearsal import rehearse
 from deploy.demo_windows import HOP_SAMPLES, LABELS, WINDOW_SAMPLES, WindowsSpec, labelled_windows
-from model.architecture import EcapaDims, FrontEndSpec, HeadSpec
+from model.architecture import EcapaDims, FrontEndSpec, HeadSpec, count_parameters
 from model.bundle import PAPER_LABELS, BundleCard, TrainingRecord, UnknownRule, write_bundle
 from model.calibration import fit_temperature
 from model.engine import Engine
@@ -92,12 +93,9 @@ def train_demo_bundle(out: Path, seed: int = 1) -> BundleCard:
         "windows": found.as_card(LABELS),
         "streams": rehearsal.as_card(),
     }
-    card = write_bundle(
-        out,
-        msgspec.structs.replace(card, metrics=metrics),
-        model.weights(),
-        readme=_readme(card, data, found, rehearsal),
-    )
+    card = msgspec.structs.replace(card, metrics=metrics)
+    readme = model_card(card, count_parameters(card.shapes), MARGIN_SAMPLES, found, rehearsal)
+    card = write_bundle(out, card, model.weights(), readme)
     say(f"{found.table(LABELS)}\n{rehearsal.as_card()}")
     say(f"{out}: bundle {card.name} {card.version}")
     return card
@@ -105,10 +103,11 @@ def train_demo_bundle(out: Path, seed: int = 1) -> BundleCard:
 
 def _refuse_demo_positions(*parts: Sequence[Position]) -> None:
     """What the demo shows must be new to the model."""
-    heard = {(position.seed, position.name) for part in parts for position in part}
-    known = [position.name for position in DEMO_POSITIONS if (position.seed, position.name) in heard]
-    assert not known, f"{known} are the demo's own positions"
-    assert len(heard) == sum(map(len, parts)), "a position is in two parts of the data"
+    heard = [position.seed for part in parts for position in part]
+    if known := [position.name for position in DEMO_POSITIONS if position.seed in heard]:
+        raise ValueError(f"{', '.join(known)}: the demo's own positions must be new to its model; draw others")
+    if len(set(heard)) != len(heard):
+        raise ValueError("a position is in two parts of the data; draw them from different seeds")
 
 
 def _counts(data: LabelledWindows) -> str:
@@ -151,7 +150,7 @@ def _card(spec: TrainSpec, seed: int, data: LabelledWindows, temperature: float)
         unknown=UnknownRule("energy", NEVER_UNKNOWN),
         thresholds={label.name: THRESHOLDS[label.role] for label in PAPER_LABELS if label.role in THRESHOLDS},
         training=TrainingRecord(
-            data=f"simulated windows at {len(TRAIN)} positions: {_counts(data)}",
+            data=f"{len(data.labels):,} simulated windows at {len(TRAIN)} positions: {_counts(data)}",
             data_hash=digest.hexdigest(),
             command=f"aewatch model train-demo --seed {seed} --out DIR",
             seed=seed,
@@ -163,7 +162,3 @@ def _card(spec: TrainSpec, seed: int, data: LabelledWindows, temperature: float)
         ),
         metrics={},
     )
-
-
-def _readme(card: BundleCard, data: LabelledWindows, found: Scores, rehearsal: Rehearsal) -> str:
-    return "TODO"

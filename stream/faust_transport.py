@@ -82,15 +82,35 @@ class LedgerConsumer(driver.Consumer):
         self._committed_offset.update(current)
         return True
 
+    def _should_commit(self, tp: TP, offset: int) -> bool:
+        """Whether it is news: also a smaller offset is, in a log that was cut off or made anew."""
+        return offset != self._committed_offset[tp]
+
+    async def perform_seek(self) -> None:
+        """Go to the committed offsets, and take whatever comes from there.
+
+        Faust drops messages below the committed offset without a word, and in a log that was made anew that would be
+        all of them. The ledger ignores what comes twice.
+        """
+        await super().perform_seek()
+        for tp in self._read_offset:
+            self._read_offset[tp] = None
+
+    def committed_offset(self, tp: TP) -> int | None:
+        """What was committed when the partition was assigned, or since; None if nothing was."""
+        return self._committed_offset[tp]
+
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Commit what is safe before the partitions go, then forget them.
 
         Faust throws acknowledgements away first, so that up to a commit interval is read again by the next owner.
         """
         self.app.stop_reading()
-        await self.settle_and_commit()
-        self.transport.ledger.drop(revoked)
-        await super().on_partitions_revoked(revoked)
+        try:
+            await self.settle_and_commit()
+        finally:
+            self.transport.ledger.drop(revoked)
+            await super().on_partitions_revoked(revoked)
 
     async def settle_and_commit(self) -> bool:
         """Wait a little for what is on its way, then commit; False if the broker did not answer in time."""

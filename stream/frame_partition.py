@@ -97,14 +97,33 @@ class _Made:
 
 
 class FramePartition:
-    """Reads the messages of one partition in offset order, from wherever it was assigned."""
+    """Reads the messages of one partition in offset order.
 
-    def __init__(self, topic: str, partition: int, spec: WindowSpec, limits: PartitionLimits | None = None) -> None:
+    Parameters
+    ----------
+    topic, partition
+        Where the messages come from.
+    spec
+        How the model wants windows to be cut.
+    limits
+        What this partition may cost.
+    start
+        The committed offset, where reading begins; None where nothing was committed.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        spec: WindowSpec,
+        limits: PartitionLimits | None = None,
+        start: int | None = None,
+    ) -> None:
         self.topic = topic
         self.partition = partition
         self._spec = spec
         self._limits = limits or PartitionLimits()
-        self.acks = OrderedAcks(self._limits.hold)
+        self.acks = OrderedAcks(self._limits.hold, start)
         self._sensors: dict[str, _Sensor] = {}
         self._counts = FrameCounts()
 
@@ -140,7 +159,7 @@ class FramePartition:
         try:
             self._read(made, offset, key, message)
         except Exception as error:  # whatever one message does to us, the next one must be read
-            self._turn_away(made, offset, key, message, 0, "error", _story(error))
+            self._turn_away(made, offset, key, message, 0, "error", story(error))
         if made.not_lettered:
             self._letter_for_the_rest(made, offset, key, message)
         state = self._sensors.get(made.sensor) if made.sensor is not None else None
@@ -185,7 +204,7 @@ class FramePartition:
             pushed = state.windows.push(frame)
         except Exception as error:  # a fault of ours; see `_turn_away`
             state.failures += 1
-            self._turn_away(made, offset, key, message[begin:end], begin, "error", _story(error))
+            self._turn_away(made, offset, key, message[begin:end], begin, "error", story(error))
             if state.failures >= FAILURES_BEFORE_RESET:
                 # Once it may be the frame; again it is what we remember of the sensor.
                 add_window_counts(self._counts.windows, state.windows.counts)
@@ -211,19 +230,18 @@ class FramePartition:
             made.not_lettered += 1
             return
         made.letters += 1
-        self._counts.dead_letters += 1
-        made.records.append(self.letter(offset, key, raw, byte_offset, reason, detail))
+        made.records.append(self.letter(offset, key, reason, raw, detail, byte_offset))
 
     def _letter_for_the_rest(self, made: _Made, offset: int, key: bytes | None, message: bytes) -> None:
         begin = made.not_lettered_from
         detail = f"{made.not_lettered} more parts of this message were turned away, the first one at byte {begin}"
-        self._counts.dead_letters += 1
-        made.records.append(self.letter(offset, key, message[begin:], begin, "many-rejects", detail))
+        made.records.append(self.letter(offset, key, "many-rejects", message[begin:], detail, begin))
 
     def letter(
-        self, offset: int, key: bytes | None, raw: bytes, byte_offset: int, reason: str, detail: str
+        self, offset: int, key: bytes | None, reason: str, raw: bytes, detail: str, byte_offset: int = 0
     ) -> DeadLetter:
-        """A dead letter for part of the message at `offset`."""
+        """A dead letter for the message at `offset` or the part of it that begins at `byte_offset`, counted."""
+        self._counts.dead_letters += 1
         return DeadLetter(
             component=COMPONENT,
             reason=reason,
@@ -264,6 +282,7 @@ def _places(decoded: DecodedFrames) -> list[tuple[Frame, int, int]]:
     return places
 
 
-def _story(error: Exception) -> str:
-    story = "".join(traceback.format_exception(error))
-    return story if len(story) <= MAX_TRACEBACK_CHARACTERS else "… " + story[-MAX_TRACEBACK_CHARACTERS:]
+def story(error: Exception) -> str:
+    """The end of the traceback."""
+    text = "".join(traceback.format_exception(error))
+    return text if len(text) <= MAX_TRACEBACK_CHARACTERS else "… " + text[-MAX_TRACEBACK_CHARACTERS:]

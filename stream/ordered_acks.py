@@ -70,10 +70,18 @@ class OrderedAcks:
 
     Sensors without a hold are *idle*, and can be forgotten if there are too many of them; what that loses is at
     most the open window of a sensor that was given up.
+
+    Parameters
+    ----------
+    limits
+        Beyond which a hold is given up.
+    start
+        The offset at which reading should begin, if it is known; only `skipped_offsets` depends on it.
     """
 
-    def __init__(self, limits: HoldLimits) -> None:
+    def __init__(self, limits: HoldLimits, start: int | None = None) -> None:
         self._limits = limits
+        self._start = start
         self._messages: deque[_Message] = deque()
         self._held: OrderedDict[int, tuple[str, _Message]] = OrderedDict()
         self._sensors: dict[str, _Sensor] = {}
@@ -152,8 +160,9 @@ class OrderedAcks:
         """
         if not self.is_new(offset):
             raise ValueError(f"offset {offset} was taken before, the next one is {self.next_offset}")
-        if self.next_offset is not None:
-            self.skipped_offsets += offset - self.next_offset
+        expected = self._start if self.next_offset is None else self.next_offset
+        if expected is not None:
+            self.skipped_offsets += max(0, offset - expected)
         self.next_offset = offset + 1
         self._advance_clock(now_s)
         message = _Message(offset, size_bytes, self._taken, self._taken_bytes, end)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.signal import firwin, kaiser_atten, kaiser_beta, upfirdn
 
 from stream.records import BadRecord, Samples
 
@@ -49,6 +48,8 @@ class Stage:
         """Outputs [first, first + count) from `inputs`, which start with input `begin` and have zeros around them."""
         # upfirdn keeps the values at multiples of `down` from the slice's own beginning, so the filter is delayed
         # until the wanted outputs fall on such multiples.
+        from scipy.signal import upfirdn  # only a stream that is resampled pays for this import
+
         offset = first * self.down - begin * self.up + self.half
         delay = -offset % self.down
         skip = (offset + delay) // self.down
@@ -144,6 +145,8 @@ def _low_pass(up: int, down: int, pass_edge: float, stop_edge: float) -> Stage:
 
     Order from Kaiser's formula, (A - 7.95) / (2.285 * transition width in radians).
     """
+    from scipy.signal import firwin, kaiser_atten, kaiser_beta
+
     transition = stop_edge - pass_edge
     half = math.ceil((STOP_BAND_DB - 7.95) / (2.285 * math.pi * transition) / 2)
     beta = kaiser_beta(kaiser_atten(2 * half + 1, transition))

@@ -25,10 +25,10 @@ from faust.types import TP, EventT
 
 from stream.dead_letters import DeadLetter
 from stream.faust_transport import LedgerApp
-from stream.frame_partition import FrameCounts, FramePartition, PartitionLimits
+from stream.frame_partition import FrameCounts, FramePartition, Output, PartitionLimits, Step, story
 from stream.lag_watch import LagWatch
 from stream.ordered_acks import HoldLimits
-from stream.records import Window
+from stream.records import Window, encode_window
 from stream.window_output import OutputCounts, WindowOutput
 from stream.windows import WindowSpec
 
@@ -113,6 +113,7 @@ class WindowAgent:
         self._partitions: dict[TP, FramePartition] = {}
         self._past = FrameCounts()
         self._given_up: set[str] = set()
+        self._told: set[str] = set()  # reasons that were logged since the last line of progress
         self._output: WindowOutput | None = None
         self._app: LedgerApp
         self._failure: asyncio.Future[None]
@@ -223,31 +224,44 @@ class WindowAgent:
 
     async def _take(self, event: EventT[Any]) -> None:
         message = event.message
-        assert self._output is not None
         if message.generation_id != self._app.consumer_generation_id:
             return
         partition = self._partitions.get(message.tp)
         if partition is None:
-            partition = FramePartition(message.topic, message.partition, self._spec, self._limits)
+            consumer = self._app.running_consumer
+            start = None if consumer is None else consumer.committed_offset(message.tp)
+            partition = FramePartition(message.topic, message.partition, self._spec, self._limits, start)
             self._partitions[message.tp] = partition
         step = partition.take(message.offset, message.key, message.value, time.monotonic())
-        self._tell(step.given_up, step.forgotten)
-        for number, record in step.outputs:
+        self._tell(step)
+        for output in step.outputs:
             if self._partitions.get(message.tp) is not partition:
                 return  # it was taken from us; the next owner makes these again
-            on_safe = partial(partition.acks.safe, number)
-            if isinstance(record, Window):
-                refused = partial(_refused_window, partition, message.offset, message.key)
-                await self._output.write_window(record, message.key, on_safe, refused)
-            else:
-                log.warning(
-                    "input rejected",
-                    extra={"reason": record.reason, "partition": record.partition, "offset": record.offset},
-                )
-                await self._output.write_letter(record, on_safe)
+            await self._write(output, partition, message)
 
-    def _tell(self, given_up: Collection[str], forgotten: Collection[str]) -> None:
-        for sensor in given_up:
+    async def _write(self, output: Output, partition: FramePartition, message: Any) -> None:
+        assert self._output is not None
+        record = output.record
+        on_safe = partial(partition.acks.safe, output.number)
+        if isinstance(record, Window):
+            try:
+                value = encode_window(record)
+            except Exception as error:  # whatever is wrong with one window, the next one must be written
+                record = partition.letter(message.offset, message.key, "error", message.value or b"", story(error))
+            else:
+                refused = partial(partition.letter, message.offset, message.key, "window-too-large")
+                await self._output.write_window(value, message.key, on_safe, refused)
+                return
+        await self._output.write_letter(record, on_safe)
+
+    def _tell(self, step: Step) -> None:
+        for output in step.outputs:
+            letter = output.record
+            if isinstance(letter, DeadLetter) and letter.reason not in self._told:
+                self._told.add(letter.reason)
+                place = {"partition": letter.partition, "offset": letter.offset}
+                log.warning("input rejected", extra={"reason": letter.reason, "detail": letter.detail} | place)
+        for sensor in step.given_up:
             if sensor not in self._given_up:
                 self._given_up.add(sensor)
                 log.warning(
@@ -255,7 +269,7 @@ class WindowAgent:
                     "before it speaks again",
                     extra={"sensor": sensor},
                 )
-        for sensor in forgotten:
+        for sensor in step.forgotten:
             self._given_up.discard(sensor)
             log.info("too many idle sensors, one is forgotten", extra={"sensor": sensor})
 
@@ -296,6 +310,7 @@ class WindowAgent:
         while self._log_every_s:
             await asyncio.sleep(self._log_every_s)
             log.info("progress", extra=self._report())
+            self._told.clear()
         await asyncio.get_running_loop().create_future()
 
     def _report(self) -> dict[str, object]:
@@ -343,10 +358,11 @@ class WindowAgent:
                 raise WindowAgentError(f"nothing was fetched for {STUCK_AFTER_S:g} s, but messages wait: {waiting}")
 
 
-def _refused_window(
-    partition: FramePartition, offset: int, key: bytes | None, window: bytes, detail: str
-) -> DeadLetter:
-    return partition.letter(offset, key, window, 0, "window-too-large", detail)
+def _encoded(window: Window, partition: FramePartition, message: Any) -> bytes | DeadLetter:
+    try:
+        return encode_window(window)
+    except Exception as error:  # whatever is wrong with one window, the next one must be written
+        return partition.letter(message.offset, message.key, "error", message.value or b"", story(error))
 
 
 def run_window_agent(

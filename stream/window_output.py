@@ -14,7 +14,6 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError
 
 from stream.dead_letters import DeadLetter, deliver
-from stream.records import Window, encode_window
 
 log = logging.getLogger("aewatch.window_agent")
 
@@ -111,18 +110,17 @@ class WindowOutput:
 
     async def write_window(
         self,
-        window: Window,
+        value: bytes,
         key: bytes | None,
         on_safe: Callable[[], None],
         refused: Callable[[bytes, str], DeadLetter],
     ) -> None:
-        """Hand a window to the producer; `on_safe` is called when the broker has it.
+        """Hand an encoded window to the producer; `on_safe` is called when the broker has it.
 
         `refused` makes the dead letter, of bytes and a description, where this one window is larger than the topic
         takes. That can be a hit; continuous windows are all of one size, and if they do not fit nothing works.
         """
         await self._room.wait()
-        value = encode_window(window)
         size = len(value)
         if size > BATCH_BYTES:
             await self._write_large(value, key, on_safe, refused)

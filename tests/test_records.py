@@ -192,7 +192,7 @@ class TestBadFrames:
             (bad(sample_type=3), "sample-type"),
             (bad(payload_crc32=1), "crc"),
             (bad(sample_count=4_000_000_000), "truncated"),
-            (bad(sample_count=4), "crc"),
+            (bad(sample_count=4), "truncated"),
             (bad(sample_count=2), "crc"),
             (bad(sample_count=0, payload_crc32=0), "empty"),
             (bad(rate_numerator=0), "rate"),
@@ -213,12 +213,12 @@ class TestBadFrames:
             (b"\x00", "truncated"),
             (b"{}" * 100, "magic"),
         ],
+        ids=lambda value: value if isinstance(value, str) else "",
     )
     def test_a_bad_frame_is_named_and_the_frames_around_it_survive(self, broken: bytes, reason: str) -> None:
         before, after = self.GOOD
         decoded = decode_frames(SENSOR, before + broken + after)
-        assert decoded.rejects[0].byte_offset == len(before)
-        assert b"".join(reject.raw for reject in decoded.rejects) == broken
+        assert [(reject.byte_offset, reject.raw) for reject in decoded.rejects] == [(len(before), broken)]
         assert len(decoded.frames) == 2
         np.testing.assert_array_equal(decoded.frames[0].samples, np.arange(50))
         np.testing.assert_array_equal(decoded.frames[1].samples, np.arange(9))
@@ -389,7 +389,7 @@ class TestTheDocument:
     @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc) on this machine")
     def test_its_c_program_compiles_and_writes_a_frame(self, tmp_path: Path) -> None:
         (program,) = code_blocks("c")
-        assert len(program.splitlines()) <= 45
+        assert len(program.splitlines()) <= 40
         source = tmp_path / "frame.c"
         source.write_text(program)
         compiler = ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-o", str(tmp_path / "frame"), str(source), "-lm"]

@@ -535,7 +535,7 @@ SPECS = [WindowSpec(64, 64), WindowSpec(40, 16), WindowSpec(16, 50), WindowSpec(
 @pytest.mark.parametrize("spec", SPECS, ids=["adjacent", "overlapping", "sparse", "resampled"])
 class TestAnyHistory:
     @given(frames=histories(late=True))
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=80, deadline=None)
     def test_the_windows_are_those_of_the_segments_cut_as_a_whole(self, spec: WindowSpec, frames: list[Frame]) -> None:
         made, state = cut(spec, *frames)
         made = [w for w in made if Flags.HIT not in w.flags]
@@ -546,7 +546,7 @@ class TestAnyHistory:
         assert state.counts.frames == len(frames)
 
     @given(frames=histories(late=True))
-    @settings(max_examples=100, deadline=None)
+    @settings(max_examples=60, deadline=None)
     def test_no_sample_before_needed_from_goes_into_a_later_window(self, spec: WindowSpec, frames: list[Frame]) -> None:
         state = SensorWindows("s", spec)
         needed = state.needed_from
@@ -557,7 +557,7 @@ class TestAnyHistory:
             needed = state.needed_from
 
     @given(frames=histories(), crashes=st.lists(st.integers(0, 60), max_size=4))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     def test_after_crashes_the_frames_not_yet_released_make_the_windows_that_are_missing(
         self, spec: WindowSpec, frames: list[Frame], crashes: list[int]
     ) -> None:
