@@ -35,10 +35,10 @@ $(READY): requirements.lock pyproject.toml | $(BIN)/uv
 
 # uv is in the lock as well, so that pip can check its hash.
 $(BIN)/uv:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo 'aewatch needs Python 3.11 or later, but $(PYTHON) is "'"$$($(PYTHON) --version 2>&1)"'":' \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo 'aewatch needs Python 3.11 or later, but $(PYTHON) says "'"$$($(PYTHON) --version 2>&1)"'";' \
 			'install one and name it, as in: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 		echo '$(PYTHON) cannot make virtual environments: install its venv module (on Debian and Ubuntu:' \
 			'apt install python3-venv) or name another Python: make PYTHON=python3.12 $(MAKECMDGOALS)' >&2; exit 1; }
 	$(PYTHON) -m venv .venv

@@ -259,8 +259,9 @@ class WindowAgent:
             letter = output.record
             if isinstance(letter, DeadLetter) and letter.reason not in self._told:
                 self._told.add(letter.reason)
-                place = {"partition": letter.partition, "offset": letter.offset}
-                log.warning("input rejected", extra={"reason": letter.reason, "detail": letter.detail} | place)
+                place = f"{letter.topic}/{letter.partition}/{letter.offset}"
+                detail = letter.detail.strip().rpartition("\n")[2]
+                log.warning("input rejected", extra={"reason": letter.reason, "at": place, "detail": detail})
         for sensor in step.given_up:
             if sensor not in self._given_up:
                 self._given_up.add(sensor)

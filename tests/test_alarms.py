@@ -329,7 +329,7 @@ class TestShelving:
     def test_a_break_that_is_over_when_the_shelf_ends_is_not_recorded_late(self) -> None:
         state = SensorState()
         run([window(0)], state=state)
-        shelve(state, "pencil_lead_break", until_ns=EPOCH_NS + 2 * HOP_NS, at_ns=NOW_NS, by="ann")
+        shelve(state, "pencil_lead_break", until_ns=EPOCH_NS + 3 * HOP_NS, at_ns=NOW_NS, by="ann")
         windows = [window(1, pencil_lead_break=0.95), *quiet(2, 3)]
         assert told(run(windows, state=state)) == [("pencil_lead_break", "unshelved")]
 

@@ -115,6 +115,12 @@ def test_after_an_interruption_only_what_is_missing_is_downloaded(repository: Re
     assert not any(path_of(name.removesuffix("-1.0.jar")) in repository.asked for name in complete)
 
 
+def test_what_a_killed_download_left_behind_is_removed(repository: Repository) -> None:
+    (jar_dir() / "partial-killed" / "org").mkdir(parents=True)
+    provide_jars()
+    assert left_over() == {"one-1.0.jar", "two-1.0.jar", "three-1.0.jar"}
+
+
 def test_a_connection_that_breaks_once_is_tried_again(repository: Repository) -> None:
     repository.short.add(path_of("one"))
     seen: list[int] = []
@@ -177,6 +183,7 @@ def test_progress_on_anything_but_a_terminal_is_whole_lines(capsys: pytest.Captu
     show(0, 2_000_000)
     show(1_000_000, 2_000_000)
     show(2_000_000, 2_000_000)
+    show(2_000_000, 2_000_000)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == "Kafka: 2.0 of 2.0 MB"
+    assert lines == ["Kafka: 0.0 of 2.0 MB", "Kafka: 2.0 of 2.0 MB"]
     assert all("\r" not in line and "\x1b" not in line for line in lines)

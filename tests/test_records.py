@@ -194,7 +194,7 @@ class TestBadFrames:
             (bad(sample_count=4_000_000_000), "truncated"),
             (bad(sample_count=4), "truncated"),
             (bad(sample_count=2), "crc"),
-            (bad(sample_count=0, payload_crc32=0), "empty"),
+            (bad(sample_count=0, payload_crc32=0)[: FRAME_HEADER.itemsize], "empty"),
             (bad(rate_numerator=0), "rate"),
             (bad(rate_denominator=0), "rate"),
             (bad(rate_numerator=100_000_001), "rate"),

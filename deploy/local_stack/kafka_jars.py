@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -102,6 +103,8 @@ def _missing(jars: list[Jar], folder: Path) -> list[Jar]:
 def _download(jars: list[Jar], missing: list[Jar], folder: Path, progress: Progress | None) -> None:
     if not missing:
         return
+    for left_over in folder.glob("partial-*"):  # by a download that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
     total = sum(jar.size for jar in jars)
     here = total - sum(jar.size for jar in missing)
     counting = threading.Lock()
@@ -111,7 +114,7 @@ def _download(jars: list[Jar], missing: list[Jar], folder: Path, progress: Progr
         with counting:
             here += added
             if progress is not None:
-                progress(here, total)
+                progress(min(here, total), total)
 
     count(0)
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
@@ -171,20 +174,18 @@ def _fetch(jar: Jar, folder: Path, count: Callable[[int], None]) -> None:
 def terminal_progress(what: str) -> Progress:
     """A line on stderr that rewrites itself, or on anything but a terminal a new line every few seconds."""
     tty = sys.stderr.isatty()
-    shown_at = 0.0
+    shown_at = -60.0
+    complete = False
 
     def show(here: int, total: int) -> None:
-        nonlocal shown_at
+        nonlocal shown_at, complete
         now = time.monotonic()
-        if here < total and now - shown_at < (0.1 if tty else 5.0):
+        if complete or (here < total and now - shown_at < (0.1 if tty else 5.0)):
             return
-        shown_at = now
+        shown_at, complete = now, here >= total
         line = f"{what}: {here / 1e6:.1f} of {total / 1e6:.1f} MB"
-        print(
-            f"\r{line}\x1b[K" if tty and here < total else f"\r{line}\x1b[K\n" if tty else f"{line}\n",
-            end="",
-            file=sys.stderr,
-        )
-        sys.stderr.flush()
+        if tty:
+            line = f"\r{line}\x1b[K"
+        print(line, end="" if tty and not complete else "\n", file=sys.stderr, flush=True)
 
     return show
