@@ -23,9 +23,9 @@ from deploy.local_stack import LocalStack
 from deploy.local_stack.kafka_jars import terminal_progress
 from deploy.pipeline import window_spec
 from deploy.processes import Child, Children, ProcessError
-from deploy.settings import Settings
+from deploy.settings import KafkaSettings
 from deploy.simulation import Plan, draw_plan, write_plan
-from model.bundle import read_card
+from model.bundle import demo_bundle_path, read_card
 from producers.simulator import interval_of
 from stream.predictions import decode_prediction
 from stream.records import decode_frames
@@ -44,46 +44,46 @@ def run_demo(duration_s: float, seed: int, console: Console, keep: Path | None =
     with contextlib.ExitStack() as cleanup:
         folder = keep or Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="aewatch-demo-")))
         stack = LocalStack(folder / "stack", None, None, progress=terminal_progress("Kafka"))
-        settings = _settings(stack)
+        kafka = KafkaSettings(bootstrap_servers=stack.kafka_bootstrap)
         variables = {
             "AEWATCH_KAFKA__BOOTSTRAP_SERVERS": stack.kafka_bootstrap,
             "AEWATCH_REDIS__URL": stack.redis_url,
         }
         children = cleanup.enter_context(Children(folder / "logs", variables))
         console.print("starting Kafka, the Redis-compatible server, a window agent and a worker …")
-        # All at once: the agent and the worker wait for their brokers, and loading torch takes as long as Kafka.
+        # All at once: they wait for their brokers, and loading torch takes as long as starting Kafka.
+        write_plan(folder / "plan.json", plan)
         pipeline = [children.start("window-agent", ["window"]), children.start("worker", ["worker"])]
+        simulator = children.start(
+            "simulator",
+            [
+                "simulate",
+                "--await-consumers",
+                "--plan",
+                str(folder / "plan.json"),
+                "--report",
+                str(folder / "sent.json"),
+            ],
+        )
         try:
             with stack:
-                children.await_message(pipeline, "ready", READY_S)
-                write_plan(folder / "plan.json", plan)
-                simulator = children.start(
-                    "simulator",
-                    ["simulate", "--plan", str(folder / "plan.json"), "--report", str(folder / "sent.json")],
+                console.print(
+                    f"Kafka and Redis are ready after {time.monotonic() - begun:.1f} s; logs in {children.logs}"
                 )
-                console.print(f"signals flow after {time.monotonic() - begun:.1f} s; logs in {folder / 'logs'}")
-                progress, totals = asyncio.run(_watch(settings, plan, pipeline, simulator, folder, console))
+                progress, totals = asyncio.run(
+                    _watch(kafka, stack.redis_url, plan, pipeline, simulator, folder, console, begun)
+                )
                 statuses = children.end()
         except ProcessError as error:
             console.print(f"[bold red]{error}")
             return 1
-        spec = window_spec(read_card(settings.bundle_path()))
+        spec = window_spec(read_card(demo_bundle_path()))
         injected = list(_injected(plan))
         report = reconcile(injected, progress.arrivals, progress.traffic, spec, totals)
         report.problems += [f"{name} ended with status {status}" for name, status in statuses.items() if status]
         console.print(summary(report, injected, progress, totals))
         console.print(f"everything is stopped again; it took {time.monotonic() - begun:.0f} s", highlight=False)
         return 1 if report.problems else 0
-
-
-def _settings(stack: LocalStack) -> Settings:
-    defaults = Settings()
-    return defaults.model_copy(
-        update={
-            "kafka": defaults.kafka.model_copy(update={"bootstrap_servers": stack.kafka_bootstrap}),
-            "redis": defaults.redis.model_validate({"url": stack.redis_url}),
-        }
-    )
 
 
 def _injected(plan: Plan) -> Iterator[Injected]:
@@ -94,21 +94,27 @@ def _injected(plan: Plan) -> Iterator[Injected]:
 
 
 async def _watch(
-    settings: Settings, plan: Plan, pipeline: Sequence[Child], simulator: Child, folder: Path, console: Console
+    kafka: KafkaSettings,
+    redis_url: str,
+    plan: Plan,
+    pipeline: Sequence[Child],
+    simulator: Child,
+    folder: Path,
+    console: Console,
+    begun_s: float,
 ) -> tuple[Progress, Totals]:
     """Follow the topics and the alerts until everything that was published has been answered."""
-    spec = window_spec(read_card(settings.bundle_path()))
+    spec = window_spec(read_card(demo_bundle_path()))
     progress = Progress(plan.duration_s, {sensor: SensorTraffic() for sensor in plan.sensors})
-    progress.begun_s = time.monotonic()
     watchers = [
-        asyncio.create_task(_follow_frames(settings, progress)),
-        asyncio.create_task(_follow_predictions(settings, progress)),
-        asyncio.create_task(_follow_alerts(settings, progress)),
+        asyncio.create_task(_follow_frames(kafka, progress)),
+        asyncio.create_task(_follow_predictions(kafka, progress)),
+        asyncio.create_task(_follow_alerts(redis_url, progress)),
     ]
     drain_until: float | None = None
     try:
         with Live(console=console, refresh_per_second=4, auto_refresh=False, screen=console.is_terminal) as live:
-            shown_s = 0.0
+            shown_s, told = 0.0, False
             while True:
                 await asyncio.sleep(0.25)
                 for child in (*pipeline, simulator):
@@ -117,6 +123,13 @@ async def _watch(
                     if watcher.done():
                         watcher.result()
                 now = time.monotonic()
+                if not progress.begun_s:
+                    if now - begun_s > READY_S:
+                        raise ProcessError(f"no signal within {READY_S:g} s; the simulator says:\n{simulator.tail()}")
+                    continue
+                if not told:
+                    told = True
+                    console.print(f"signals flow after {progress.begun_s - begun_s:.1f} s")
                 if console.is_terminal:
                     live.update(screen(progress), refresh=True)
                 elif now - shown_s > 5:
@@ -127,7 +140,7 @@ async def _watch(
                     if _complete(progress, spec, folder) or now > drain_until:
                         break
         await asyncio.sleep(1.0)  # the last alerts follow their predictions
-        return progress, await _totals(settings, folder)
+        return progress, await _totals(kafka, folder)
     finally:
         for watcher in watchers:
             watcher.cancel()
@@ -146,9 +159,10 @@ def _sent_frames(folder: Path) -> int:
     return frames
 
 
-async def _follow_frames(settings: Settings, progress: Progress) -> None:
-    async with _consumer(settings, settings.kafka.frames_topic) as consumer:
+async def _follow_frames(kafka: KafkaSettings, progress: Progress) -> None:
+    async with _consumer(kafka, kafka.frames_topic) as consumer:
         async for record in consumer:
+            progress.begun_s = progress.begun_s or time.monotonic()
             sensor = progress.traffic[record.key.decode()]
             for frame in decode_frames(record.key.decode(), record.value).frames:
                 sensor.frames += 1
@@ -156,16 +170,16 @@ async def _follow_frames(settings: Settings, progress: Progress) -> None:
                 sensor.published.append((frame.end_sample, record.timestamp))
 
 
-async def _follow_predictions(settings: Settings, progress: Progress) -> None:
-    async with _consumer(settings, settings.kafka.predictions_topic) as consumer:
+async def _follow_predictions(kafka: KafkaSettings, progress: Progress) -> None:
+    async with _consumer(kafka, kafka.predictions_topic) as consumer:
         async for record in consumer:
             prediction = decode_prediction(record.value)
             progress.traffic[prediction.sensor].predictions.add(prediction.position)
             progress.latest[prediction.sensor] = prediction
 
 
-async def _follow_alerts(settings: Settings, progress: Progress) -> None:
-    alerts = Alerts(settings.redis.url.get_secret_value(), settings.redis.prefix)
+async def _follow_alerts(redis_url: str, progress: Progress) -> None:
+    alerts = Alerts(redis_url)
     try:
         async for _, alert in alerts.follow(since="0"):
             progress.arrived(alert)
@@ -174,7 +188,7 @@ async def _follow_alerts(settings: Settings, progress: Progress) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _consumer(settings: Settings, topic: str):  # type: ignore[no-untyped-def]
+async def _consumer(kafka: KafkaSettings, topic: str):  # type: ignore[no-untyped-def]
     """From the beginning, without a group: watching changes nothing."""
     consumer = AIOKafkaConsumer(
         topic,
@@ -182,7 +196,7 @@ async def _consumer(settings: Settings, topic: str):  # type: ignore[no-untyped-
         enable_auto_commit=False,
         fetch_max_wait_ms=50,
         max_partition_fetch_bytes=4 * 2**20,
-        **settings.kafka.client_options(),
+        **kafka.client_options(),
     )
     await consumer.start()
     try:
@@ -191,8 +205,8 @@ async def _consumer(settings: Settings, topic: str):  # type: ignore[no-untyped-
         await consumer.stop()
 
 
-async def _totals(settings: Settings, folder: Path) -> Totals:
-    async with _consumer(settings, settings.kafka.windows_topic) as consumer:
+async def _totals(kafka: KafkaSettings, folder: Path) -> Totals:
+    async with _consumer(kafka, kafka.windows_topic) as consumer:
 
         async def messages(topic: str) -> int:
             partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
@@ -202,6 +216,6 @@ async def _totals(settings: Settings, folder: Path) -> Totals:
         await consumer.topics()
         return Totals(
             _sent_frames(folder),
-            await messages(settings.kafka.windows_topic),
-            await messages(settings.kafka.deadletter_topic),
+            await messages(kafka.windows_topic),
+            await messages(kafka.deadletter_topic),
         )

@@ -74,6 +74,39 @@ async def run_worker(settings: Settings, engine: Engine) -> None:
         await store.close()
 
 
+async def await_consumers(settings: Settings, patience_s: float) -> None:
+    """Wait until a window agent and a worker have their partitions, so that what is published is answered at once.
+
+    Raises
+    ------
+    TimeoutError
+        Naming the groups that are still without a member.
+    """
+    from aiokafka.admin import AIOKafkaAdminClient
+    from aiokafka.errors import KafkaError
+
+    waiting = [settings.window_agent.group, settings.worker.group]
+    admin = AIOKafkaAdminClient(**settings.kafka.client_options())
+    await admin.start()
+    try:
+        async with asyncio.timeout(patience_s):
+            while waiting:
+                try:
+                    answers = await admin.describe_consumer_groups(waiting)
+                except KafkaError:
+                    answers = []  # the coordinator of a broker that has just started says so for a moment
+                groups = [group for answer in answers for group in answer.to_object()["groups"]]
+                steady = {group["group"] for group in groups if group["state"] == "Stable" and group["members"]}
+                waiting = [group for group in waiting if group not in steady]
+                if waiting:
+                    await asyncio.sleep(0.1)
+    except TimeoutError:
+        names = " and ".join(waiting)
+        raise TimeoutError(f"nobody consumes in group {names} after {patience_s:g} s; are they running?") from None
+    finally:
+        await admin.close()
+
+
 def stop_on_signals() -> asyncio.Event:
     """An event that SIGTERM and SIGINT set, once each; the second one ends the process as usual."""
     stop = asyncio.Event()

@@ -77,7 +77,8 @@ class Children:
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{name}.log"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("AEWATCH_")}
-        environment |= {"AEWATCH_LOG__FORMAT": "json", **self.variables}
+        # Theirs alone: a settings file that lies about must not reach them.
+        environment |= {"AEWATCH_CONFIG": "", "AEWATCH_LOG__FORMAT": "json", **self.variables}
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "deploy.cli", *arguments],

@@ -200,9 +200,9 @@ def remember_ports(data_dir: Path, kafka_port: int, redis_port: int) -> None:
 
 
 def config_path() -> Path | None:
-    """The settings file in force: AEWATCH_CONFIG, else aewatch.toml here, else none."""
+    """The settings file in force: AEWATCH_CONFIG (none if that is empty), else aewatch.toml here, else none."""
     named = os.environ.get(CONFIG_VARIABLE)
-    if named:
-        return Path(named)
+    if named is not None:
+        return Path(named) if named else None
     here = Path(CONFIG_NAME)
     return here if here.is_file() else None

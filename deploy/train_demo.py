@@ -26,7 +26,7 @@ from model.engine import Engine
 from model.host_memory import keep_freed_memory
 from model.metrics import Scores, confusion_matrix, scores
 from model.network import Recogniser
-from model.train import LabelledWindows, Progress, TrainSpec, held_out_logits, train
+from model.train import LabelledWindows, Progress, TrainSpec, judge, train
 from producers.propagation import (
     DEMO_POSITIONS,
     TRAINING_POSITIONS,
@@ -79,11 +79,13 @@ def train_demo_bundle(out: Path, seed: int = 1) -> BundleCard:
 
     spec = replace(SPEC, seed=seed)
     model = train(data, validation, spec, on_epoch)
-    temperature = fit_temperature(held_out_logits(model, validation, spec), validation.labels)
+    logits, embeddings = judge(model, validation, spec)
+    temperature = fit_temperature(logits, validation.labels)
+    model.unknown.fit(embeddings, validation.labels)
     card = _card(spec, seed, data, temperature)
     say(f"temperature {temperature:.2f}; rehearsing on streams at validation and test positions")
     threshold = _unknown_threshold(card, model, seed)
-    card = msgspec.structs.replace(card, unknown=UnknownRule("energy", threshold))
+    card = msgspec.structs.replace(card, unknown=UnknownRule("mahalanobis", threshold))
     found = _scores(model, test, spec)
     with tempfile.TemporaryDirectory() as scratch:
         write_bundle(Path(scratch) / NAME, card, model.weights())
@@ -116,12 +118,12 @@ def _counts(data: LabelledWindows) -> str:
 
 
 def _scores(model: Recogniser, data: LabelledWindows, spec: TrainSpec) -> Scores:
-    recognised = held_out_logits(model, data, spec).argmax(axis=1)
+    recognised = judge(model, data, spec)[0].argmax(axis=1)
     return scores(confusion_matrix(data.labels, recognised, len(LABELS)))
 
 
 def _unknown_threshold(card: BundleCard, model: Recogniser, seed: int) -> float:
-    """Over every score on the validation streams by a tenth of the scores' range.
+    """Over every score on the validation streams by a tenth.
 
     The streams hold what the labelled windows leave out: events that are barely heard or have barely begun. None of
     it is strange, and a window that is called unknown counts for no alarm.
@@ -130,7 +132,7 @@ def _unknown_threshold(card: BundleCard, model: Recogniser, seed: int) -> float:
         write_bundle(Path(scratch) / NAME, card, model.weights())
         engine = Engine(Path(scratch) / NAME, device="cpu")
         found: npt.NDArray[np.float64] = rehearse(engine, VALIDATION, 60.0, seed + 3, spacing_s=2.0).unknown_scores
-    return float(found.max() + 0.1 * np.ptp(found))
+    return float(1.1 * found.max())
 
 
 def _card(spec: TrainSpec, seed: int, data: LabelledWindows, temperature: float) -> BundleCard:
@@ -147,7 +149,7 @@ def _card(spec: TrainSpec, seed: int, data: LabelledWindows, temperature: float)
         window_samples=WINDOW_SAMPLES,
         hop_samples=HOP_SAMPLES,
         temperature=temperature,
-        unknown=UnknownRule("energy", NEVER_UNKNOWN),
+        unknown=UnknownRule("mahalanobis", NEVER_UNKNOWN),
         thresholds={label.name: THRESHOLDS[label.role] for label in PAPER_LABELS if label.role in THRESHOLDS},
         training=TrainingRecord(
             data=f"{len(data.labels):,} simulated windows at {len(TRAIN)} positions: {_counts(data)}",

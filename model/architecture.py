@@ -93,7 +93,7 @@ class HeadSpec:
 
 
 def parameter_shapes(dims: EcapaDims, n_mels: int, head: HeadSpec, labels: int) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in a bundle's weights: network and classifier head.
+    """Name and shape of every tensor in a bundle's weights: network, classifier head, unknown score.
 
     The names are those of `model.network.Recogniser.weights`; a test holds the two together.
     """
@@ -131,12 +131,14 @@ def parameter_shapes(dims: EcapaDims, n_mels: int, head: HeadSpec, labels: int) 
     shapes["head.weight"] = (labels, dims.embedding)
     if head.kind == "linear":
         shapes["head.bias"] = (labels,)
+    shapes["unknown.means"] = (labels, dims.embedding)
+    shapes["unknown.whitening"] = (dims.embedding, dims.embedding)
     return shapes
 
 
 def count_parameters(shapes: dict[str, tuple[int, ...]], prefix: str = "network.") -> int:
-    """Trainable parameters under `prefix`; running statistics of batch norms are not trained."""
-    statistics = ("running_mean", "running_var")
+    """Trainable parameters under `prefix`; statistics of batch norms and of the unknown score are not trained."""
+    statistics = ("running_mean", "running_var", "unknown.means", "unknown.whitening")
     return sum(
         math.prod(shape) for name, shape in shapes.items() if name.startswith(prefix) and not name.endswith(statistics)
     )

@@ -57,9 +57,9 @@ PAPER_LABELS = (
 
 
 class UnknownRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When a window counts as none of the labels: `model.unknown` has the kinds; larger scores are stranger."""
+    """When a window counts as none of the labels: its score, from `model.unknown`, is over the threshold."""
 
-    kind: Literal["energy"]
+    kind: Literal["mahalanobis"]
     threshold: float
 
 

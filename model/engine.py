@@ -22,7 +22,6 @@ from model.bundle import load_weights, read_card
 from model.device import choose
 from model.host_memory import keep_freed_memory
 from model.network import Recogniser
-from model.unknown import energy
 
 Windows = Sequence[npt.NDArray[np.int16] | npt.NDArray[np.float32]]
 
@@ -206,9 +205,8 @@ class Engine:
             samples = torch.from_numpy(batch).to(device)
             real = None if bucket.exact else torch.from_numpy(lengths).to(device)
             logits, embeddings = self._forward(samples, real)
-            temperature = self.card.temperature
-            probabilities = torch.softmax(logits / temperature, dim=1)
-            scores = energy(logits, temperature)
+            probabilities = torch.softmax(logits / self.card.temperature, dim=1)
+            scores = self._model.unknown(embeddings)
             return _numpy(probabilities), _numpy(scores), _numpy(embeddings)
 
     def _forward(self, samples: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:

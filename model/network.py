@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from model.architecture import EcapaDims, FrontEndSpec, HeadSpec
 from model.front_end import FrontEnd
+from model.unknown import UnknownScore
 
 __all__ = ["EcapaDims", "EcapaTdnn", "Head", "HeadSpec", "Recogniser"]
 
@@ -167,13 +168,17 @@ def _inner(rows: Tensor, weight: Tensor) -> Tensor:
 
 
 class Recogniser(nn.Module):
-    """Samples to logits and embeddings: front end, network, head. What training trains and the engine runs."""
+    """Samples to logits and embeddings: front end, network, head, and the unknown score beside it.
+
+    What training trains and the engine runs.
+    """
 
     def __init__(self, front_end: FrontEndSpec, dims: EcapaDims, head: HeadSpec, labels: int) -> None:
         super().__init__()
         self.front_end = FrontEnd(front_end)
         self.network = EcapaTdnn(dims, front_end.n_mels)
         self.head = Head(head, dims.embedding, labels)
+        self.unknown = UnknownScore(dims.embedding, labels)
 
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (batch, labels) and embeddings (batch, embedding); the arguments are those of `FrontEnd.forward`."""

@@ -115,22 +115,25 @@ def train(
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
-        recognised = held_out_logits(model, held_out, spec).argmax(axis=1)
+        recognised = judge(model, held_out, spec)[0].argmax(axis=1)
         matrix = confusion_matrix(held_out.labels, recognised, spec.labels)
         on_epoch(Progress(epoch, spec.epochs, float(np.mean(losses)), scores(matrix)))
     return model.eval()
 
 
-def held_out_logits(model: Recogniser, data: LabelledWindows, spec: TrainSpec) -> npt.NDArray[np.float32]:
-    """Logits of `data` without augmentation, each window cut to its middle: (n, labels)."""
+def judge(
+    model: Recogniser, data: LabelledWindows, spec: TrainSpec
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Logits (n, labels) and embeddings (n, embedding) of `data` without augmentation, each window cut to its middle."""
     model.eval()
     before = (data.windows.shape[1] - spec.window_samples) // 2
-    logits: list[npt.NDArray[np.float32]] = []
+    parts: list[tuple[Tensor, Tensor]] = []
     with torch.inference_mode():
         for start in range(0, len(data.windows), spec.batch):
             part = data.windows[start : start + spec.batch, before : before + spec.window_samples]
-            logits.append(model(_floats(part))[0].numpy())
-    return np.concatenate(logits)
+            parts.append(model(_floats(part)))
+    logits, embeddings = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
+    return logits, embeddings
 
 
 def _floats(windows: npt.NDArray[np.int16]) -> Tensor:

@@ -40,7 +40,7 @@ def write_untrained_bundle(
         window_samples=window_samples,
         hop_samples=hop_samples,
         temperature=1.0,
-        unknown=UnknownRule("energy", 1e9),
+        unknown=UnknownRule("mahalanobis", 1e30),
         thresholds={},
         training=TrainingRecord("none: the weights are drawn at random", "", "", seed, {}, ""),
         metrics={},

@@ -41,7 +41,7 @@ def _card(**changes: Any) -> BundleCard:
         "window_samples": 4_096,
         "hop_samples": 2_048,
         "temperature": 1.5,
-        "unknown": UnknownRule("energy", -3.0),
+        "unknown": UnknownRule("mahalanobis", 3.0),
         "thresholds": {"knock": 0.6},
         "training": TrainingRecord("noise", "abc", "aewatch model train-demo", 1, {"train": ("a",)}, "2026-11-01"),
         "metrics": {"accuracy": 0.5},

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from model.calibration import fit_temperature, negative_log_likelihood
 from model.metrics import confusion_matrix, scores
+from model.unknown import UnknownScore
 
 PAPER = np.array([[5154, 124, 14, 9], [19, 27761, 143, 40], [0, 3081, 13983, 1229], [0, 40, 520, 31143]])
 
@@ -53,3 +55,18 @@ def test_the_fitted_temperature_makes_probabilities_match_how_often_they_are_rig
     assert temperature == pytest.approx(4.0, rel=0.05)
     exact = overconfident.astype(np.float64)
     assert negative_log_likelihood(exact / temperature, labels) < negative_log_likelihood(exact, labels)
+
+
+def test_what_lies_far_from_every_label_scores_as_unknown() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(600) % 2
+    spread = np.array([5.0, 1.0, 0.1, 1.0])
+    centres = np.array([[0.0, 0.0, 0.0, 0.0], [20.0, 3.0, 0.0, -3.0]])
+    familiar = (centres[labels] + spread * rng.standard_normal((600, 4))).astype(np.float32)
+    score = UnknownScore(4, 2)
+    score.fit(familiar[:400], labels[:400])
+    known = score(torch.from_numpy(familiar[400:]))
+    assert float(known.mean()) == pytest.approx(1.0, abs=0.3)
+    # As far off as familiar windows lie from one another, but in a direction in which those never differ.
+    strange = torch.tensor([[0.0, 0.0, 4.0, 0.0], [10.0, 1.5, 0.0, 6.0]])
+    assert score(strange).min() > known.max()

@@ -9,7 +9,7 @@ import torch
 from model.architecture import EcapaDims, FrontEndSpec, HeadSpec
 from model.augment import AugmentSpec, augment, random_filters
 from model.sampling import balanced_batches
-from model.train import LabelledWindows, Progress, TrainingDivergedError, TrainSpec, held_out_logits, train
+from model.train import LabelledWindows, Progress, TrainingDivergedError, TrainSpec, judge, train
 
 SAMPLES = 4_000
 SPEC = TrainSpec(
@@ -43,7 +43,9 @@ def test_training_learns_what_can_be_learnt(kind: str) -> None:
     assert seen[-1].held_out.accuracy > 0.9
     assert [progress.epoch for progress in seen] == [1, 2, 3, 4, 5, 6]
     assert not model.training
-    assert held_out_logits(model, _data(40, 1, "b"), spec).shape == (40, 2)
+    logits, embeddings = judge(model, _data(40, 1, "b"), spec)
+    assert logits.shape == (40, 2)
+    assert embeddings.shape == (40, 8)
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others() -> None:

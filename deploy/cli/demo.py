@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from deploy.cli.session import plain_errors, settings
+from deploy import logs
+from deploy.cli.session import plain_errors
 
 
 @click.command()
@@ -21,7 +22,7 @@ def demo(seconds: float, seed: int, keep: Path | None) -> None:
     Needs no configuration and disturbs nothing: its Kafka and Redis are its own and gone afterwards. Exit status 0
     if every event raised its alert, nothing else did, and every count adds up.
     """
-    settings()
+    logs.configure("WARNING", "text")
     from rich.console import Console
 
     from deploy.demo import run_demo

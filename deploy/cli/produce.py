@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from producers.sources import Source
 
 
+CONSUMERS_S = 120.0
+
+
 def parse_rate(_context: click.Context, _parameter: click.Parameter, value: str) -> float | None:
     """`max` is None: as fast as possible."""
     if value == "max":
@@ -98,6 +101,7 @@ def open_all(recordings: Sequence[Path], run_name: str, frame_s: float = 0.05) -
 @click.option("--plan-out", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan, with all events.")
 @click.option("--rate", default="1.0", callback=parse_rate, help="Pace: 1.0 is real time, or 'max'.")
 @click.option("--frame-ms", default=50.0, show_default=True, type=click.FloatRange(0.01), help="Frame duration, ms.")
+@click.option("--await-consumers", is_flag=True, help="Begin when a window agent and a worker are there.")
 @click.option(
     "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write at the end what was sent, as JSON."
 )
@@ -109,16 +113,25 @@ def simulate(
     plan_out: Path | None,
     rate: float | None,
     frame_ms: float,
+    await_consumers: bool,
     report: Path | None,
 ) -> None:
     """Publish simulated sensors at 500 kHz, with events of all four classes at drawn times."""
     in_force = settings()
     from deploy.simulation import PlanError, draw_plan, read_plan, source_of, write_plan
+    from deploy.topics import TopicError
 
     with plain_errors(PlanError):
         plan = read_plan(plan_path) if plan_path else draw_plan(sensors, duration_s, seed)
     if plan_out:
         write_plan(plan_out, plan)
+    if await_consumers:
+        from deploy import pipeline
+        from deploy.topics import await_topics
+
+        with plain_errors(TimeoutError, TopicError):
+            asyncio.run(await_topics(in_force.kafka))
+            asyncio.run(pipeline.await_consumers(in_force, CONSUMERS_S))
     sent = publish(in_force, [source_of(plan, frame_ms / 1000, time.time_ns())], rate)
     if report:
         fields = ("frames", "samples", "bytes")

@@ -71,6 +71,7 @@ class Cable:
         self.port = 0
         self._server_port = port
         self._swallow: bytes | None = None
+        self._lose: bytes | None = None
         self._hold: tuple[bytes, int] | None = None
         self.swallowed = 0
         self.meanwhile: Callable[[], Awaitable[object]] | None = None  #: done before a swallowed answer is noticed
@@ -82,6 +83,10 @@ class Cable:
     def swallow_answer_to(self, command: bytes) -> None:
         """The next connection that sends this command is cut once the server has answered, before the client knows."""
         self._swallow = command
+
+    def lose(self, command: bytes) -> None:
+        """The next connection that sends this command is cut before the server gets it."""
+        self._lose = command
 
     def hold_answers_until(self, command: bytes, times: int) -> None:
         """Nothing comes back before the command was sent so often on a connection."""
@@ -106,6 +111,11 @@ class Cable:
                 if self._swallow is not None and self._swallow in end + data:
                     self._swallow = None
                     doomed.set()
+                if self._lose is not None and self._lose in end + data:
+                    self._lose = None
+                    if self.meanwhile is not None:
+                        await self.meanwhile()
+                    return
                 end = data[-16:]
                 if self._hold is not None and asked.count(self._hold[0]) >= self._hold[1]:
                     enough.set()

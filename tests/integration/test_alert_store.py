@@ -374,6 +374,18 @@ class TestALostAnswer:
             await work(disturbed, windows, RULES)
         assert await stream_of(redis, prefix) == run(windows)
 
+    async def test_is_not_taken_for_success_where_the_server_never_got_the_change(
+        self, redis_url: str, redis: Any, prefix: str, store: AlertStore
+    ) -> None:
+        async with cable_to(redis_url) as cable, AlertStore(cable.url(), prefix) as disturbed:
+            [stored] = (await disturbed.load([SENSOR])).values()
+            cable.lose(b"FCALL")
+            cable.meanwhile = lambda: work(store, [window(0)], RULES)
+            [result] = await disturbed.apply([change_of(stored, window(0, knock=0.9), window(1, knock=0.9))])
+            assert not result.applied
+            assert result.stored == (await store.load([SENSOR]))[SENSOR]
+        assert await stream_of(redis, prefix) == []
+
     async def test_a_server_that_was_restarted_goes_on(self, server: Valkey) -> None:
         windows = [*knock_episode(), *knock_episode(20)]
         async with AlertStore(server.url, retry_s=30) as store:

@@ -139,6 +139,19 @@ class TestFollowing:
         second = await record(store, 2, 2)
         assert only_alerts(await take(alerts.follow("0"), 4)) == first + second
 
+    async def test_still_sees_a_hole_after_what_a_stranger_wrote(
+        self, alerts: Alerts, store: AlertStore, redis: Any, prefix: str
+    ) -> None:
+        await record(store, 0, 2)
+        await redis.xadd(f"{prefix}:alerts", {"hello": "world"})
+        await record(store, 2, 2)
+        entries = await redis.xrange(f"{prefix}:alerts")
+        await redis.xdel(f"{prefix}:alerts", entries[3][0])
+        following = alerts.follow("0")
+        await take(following, 2)
+        with pytest.raises(HistoryTrimmed):
+            await anext(following)
+
     @pytest.mark.parametrize("cursor", ["yesterday", "", "1-", "-1", "1-2-3", "+", "1 OR 1"])
     async def test_what_is_no_cursor_is_refused(self, alerts: Alerts, cursor: str) -> None:
         with pytest.raises(BadCursor, match="is no cursor"):
@@ -391,6 +404,20 @@ class TestShelving:
         said = await alerts.unshelve(SENSOR, "knock", by="bob")
         assert told(said) == [("knock", "unshelved"), ("knock", "raised")]
         assert told(await alerts.active()) == [("knock", "raised")]
+
+    @pytest.mark.parametrize("go_on", [False, True], ids=["alone", "and the worker went on"])
+    async def test_with_a_lost_answer_is_done_once(
+        self, redis_url: str, prefix: str, store: AlertStore, alerts: Alerts, go_on: bool
+    ) -> None:
+        await work(store, [window(0)], RULES)
+        async with cable_to(redis_url) as cable, Alerts(cable.url(), prefix) as remote:
+            await remote.sensors()
+            cable.swallow_answer_to(b"FCALL")
+            if go_on:
+                cable.meanwhile = lambda: work(store, [window(1)], RULES)
+            shelf = await remote.shelve(SENSOR, "knock", by="ann", for_s=600)
+            assert cable.swallowed == 1
+        assert only_alerts([item async for item in alerts.history()]) == [shelf]
 
     async def test_names_what_there_is_where_nothing_fits(self, alerts: Alerts, store: AlertStore) -> None:
         await raise_(store)
