@@ -24,17 +24,18 @@ from typing import Any
 import numpy as np
 import psutil
 import soundfile
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from deploy.demo_report import expected_windows
 from deploy.local_stack import LocalStack
 from deploy.pipeline import window_spec
 from deploy.processes import Child, Children, ProcessError
 from deploy.settings import KafkaSettings
+from deploy.topic_reader import reading
 from deploy.topics import ensure_topics
 from model.bundle import read_card
 from producers.propagation import DEMO_POSITIONS
 from producers.simulator import RATE_HZ, SensorSimulator
+from stream.predictions import decode_prediction
 
 CHANNELS = 8
 READY_S = 180.0
@@ -150,23 +151,15 @@ async def _follow(
     processes = {child.name: psutil.Process(child.process.pid) for child in children}
     processes |= {name: psutil.Process(pid) for name, pid in services.items()}
     memory = dict.fromkeys(processes, 0)
-    consumer = AIOKafkaConsumer(auto_offset_reset="earliest", enable_auto_commit=False, **kafka.client_options())
-    await consumer.start()
-    try:
-        await consumer.topics()
-        partitions = {
-            topic: [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
-            for topic in (kafka.predictions_topic, kafka.frames_topic)
-        }
-        consumer.assign(partitions[kafka.predictions_topic])
-        seen: set[bytes] = set()
-        last_ms = 0
-        progressed = time.monotonic()
+    seen: set[tuple[str, int]] = set()
+    last_ms = 0
+    progressed = time.monotonic()
+    async with reading(kafka, kafka.predictions_topic) as consumer:
         while len(seen) < windows:
             for records in (await consumer.getmany(timeout_ms=250)).values():
                 for record in records:
-                    prediction = json.loads(record.value)
-                    seen.add(f"{prediction['sensor']} {prediction['start_sample']}".encode())
+                    prediction = decode_prediction(record.value or b"")
+                    seen.add((prediction.sensor, prediction.start_sample))
                     last_ms = max(last_ms, record.timestamp)
                     progressed = time.monotonic()
             for name, process in processes.items():
@@ -176,18 +169,11 @@ async def _follow(
                 child.check()
             if time.monotonic() - progressed > STALL_S:
                 raise ProcessError(f"no prediction for {STALL_S:g} s, {len(seen)} of {windows} are there")
-        consumer.assign(partitions[kafka.frames_topic])
-        await consumer.seek_to_beginning()
-        first_ms = None
-        begins = await consumer.beginning_offsets(partitions[kafka.frames_topic])
-        ends = await consumer.end_offsets(partitions[kafka.frames_topic])
-        for partition in partitions[kafka.frames_topic]:
-            if begins[partition] < ends[partition]:
-                record = await consumer.getone(partition)
-                first_ms = record.timestamp if first_ms is None else min(first_ms, record.timestamp)
-    finally:
-        await consumer.stop()
-    return (last_ms - (first_ms or last_ms)) / 1000, memory
+    async with reading(kafka, kafka.frames_topic) as consumer:
+        begins = await consumer.beginning_offsets(sorted(consumer.assignment()))
+        ends = await consumer.end_offsets(sorted(consumer.assignment()))
+        first_ms = min([(await consumer.getone(one)).timestamp for one in begins if begins[one] < ends[one]])
+    return (last_ms - first_ms) / 1000, memory
 
 
 def _cpu_model() -> str:

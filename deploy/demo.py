@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from rich.console import Console
 from rich.live import Live
 
@@ -25,6 +24,7 @@ from deploy.pipeline import window_spec
 from deploy.processes import Child, Children, ProcessError
 from deploy.settings import KafkaSettings
 from deploy.simulation import Plan, draw_plan, write_plan
+from deploy.topic_reader import count_messages, reading
 from model.bundle import demo_bundle_path, read_card
 from producers.simulator import interval_of
 from stream.predictions import decode_prediction
@@ -160,7 +160,7 @@ def _sent_frames(folder: Path) -> int:
 
 
 async def _follow_frames(kafka: KafkaSettings, progress: Progress) -> None:
-    async with _consumer(kafka, kafka.frames_topic) as consumer:
+    async with reading(kafka, kafka.frames_topic) as consumer:
         async for record in consumer:
             progress.begun_s = progress.begun_s or time.monotonic()
             sensor = progress.traffic[record.key.decode()]
@@ -171,7 +171,7 @@ async def _follow_frames(kafka: KafkaSettings, progress: Progress) -> None:
 
 
 async def _follow_predictions(kafka: KafkaSettings, progress: Progress) -> None:
-    async with _consumer(kafka, kafka.predictions_topic) as consumer:
+    async with reading(kafka, kafka.predictions_topic) as consumer:
         async for record in consumer:
             prediction = decode_prediction(record.value)
             progress.traffic[prediction.sensor].predictions.add(prediction.position)
@@ -187,35 +187,9 @@ async def _follow_alerts(redis_url: str, progress: Progress) -> None:
         await alerts.close()
 
 
-@contextlib.asynccontextmanager
-async def _consumer(kafka: KafkaSettings, topic: str):  # type: ignore[no-untyped-def]
-    """From the beginning, without a group: watching changes nothing."""
-    consumer = AIOKafkaConsumer(
-        topic,
-        auto_offset_reset="earliest",
-        enable_auto_commit=False,
-        fetch_max_wait_ms=50,
-        max_partition_fetch_bytes=4 * 2**20,
-        **kafka.client_options(),
-    )
-    await consumer.start()
-    try:
-        yield consumer
-    finally:
-        await consumer.stop()
-
-
 async def _totals(kafka: KafkaSettings, folder: Path) -> Totals:
-    async with _consumer(kafka, kafka.windows_topic) as consumer:
-
-        async def messages(topic: str) -> int:
-            partitions = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
-            begin, end = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
-            return sum(end[partition] - begin[partition] for partition in partitions)
-
-        await consumer.topics()
-        return Totals(
-            _sent_frames(folder),
-            await messages(kafka.windows_topic),
-            await messages(kafka.deadletter_topic),
-        )
+    return Totals(
+        _sent_frames(folder),
+        await count_messages(kafka, kafka.windows_topic),
+        await count_messages(kafka, kafka.deadletter_topic),
+    )

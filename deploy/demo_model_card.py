@@ -21,7 +21,12 @@ threshold {threshold:.2f}).
 
 ## Data
 All simulated by `producers.simulator`: source, way through a plate, sensor and background are each drawn per position.
-{data}. There are {positions} positions; the eight of the demo are in none of these parts.
+{data}.
+
+{positions}
+
+The eight positions of the demo are in none of these.
+
 Every second window lies anywhere around its event, the others cut it somewhere within 0.3 to 40 ms after an impact. A
 window in which an event can be heard carries its label, however little of it there is; windows between inaudible and
 audible are left out. Label counts are balanced in training; augmentation is a time shift of up to {margin_ms:.1f} ms,
@@ -45,7 +50,9 @@ These figures are from simulated data and cannot be compared with the paper's 93
   your machine train on your recordings.
 - In the first one or two milliseconds a drop is a knock, and any impact may be a pencil-lead break. Single windows that
   end so soon after an onset are a doubt; the next window decides.
-- The unknown threshold lies over everything heard at the validation positions, so "unknown" is rarely said.
+- The unknown threshold lies a tenth over everything heard in streams at the validation positions: trains of spikes and
+  drop-outs are told as unknown, but a steady tone or white noise passes for background, and other sounds may pass for a
+  label.
 
 ## Reproduce
 ```
@@ -58,7 +65,7 @@ that differ in the last digits and recognise the same.
 
 def model_card(card: BundleCard, parameters: int, margin_samples: int, found: Scores, rehearsal: Rehearsal) -> str:
     """Markdown. `found` is of single windows and `rehearsal` of streams, both at the test positions."""
-    positions = ", ".join(f"{len(names)} {part}" for part, names in card.training.positions.items())
+    positions = "\n".join(f"- {part} positions: {which}" for part, which in card.training.positions.items())
     streams = rehearsal.as_card()
     return _TEXT.format(
         parameters=parameters,

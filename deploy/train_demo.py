@@ -44,6 +44,11 @@ THRESHOLDS = {"calibration": 0.8, "fault": 0.6}  # those of the default alarm ru
 TRAIN = (*TRAINING_POSITIONS, *draw_positions(1, 128))
 VALIDATION = (*VALIDATION_POSITIONS, *draw_positions(2, 12))
 TEST = draw_positions(3, 16)
+POSITIONS = {
+    "train": f"{len(TRAIN)}: TRAINING_POSITIONS and draw_positions(1, 128) of producers.propagation",
+    "validation": f"{len(VALIDATION)}: VALIDATION_POSITIONS and draw_positions(2, 12)",
+    "test": f"{len(TEST)}: draw_positions(3, 16)",
+}
 
 SPEC = TrainSpec(
     labels=len(LABELS),
@@ -63,7 +68,7 @@ def train_demo_bundle(out: Path, seed: int = 1) -> BundleCard:
         click.echo(f"{time.monotonic() - begun:6.0f} s  {text}")
 
     keep_freed_memory()
-    _refuse_demo_positions(TRAIN, VALIDATION, TEST)
+    refuse_demo_positions(TRAIN, VALIDATION, TEST)
     say(f"rendering windows at {len(TRAIN)} training, {len(VALIDATION)} validation and {len(TEST)} test positions")
     data = labelled_windows(TRAIN, WindowsSpec(margin=MARGIN_SAMPLES), seed)
     validation = labelled_windows(VALIDATION, WindowsSpec(events=6), seed + 1)
@@ -103,8 +108,14 @@ def train_demo_bundle(out: Path, seed: int = 1) -> BundleCard:
     return card
 
 
-def _refuse_demo_positions(*parts: Sequence[Position]) -> None:
-    """What the demo shows must be new to the model."""
+def refuse_demo_positions(*parts: Sequence[Position]) -> None:
+    """Nothing, where the parts share no position with one another nor with the demo, which must be new to its model.
+
+    Raises
+    ------
+    ValueError
+        Naming what is shared.
+    """
     heard = [position.seed for part in parts for position in part]
     if known := [position.name for position in DEMO_POSITIONS if position.seed in heard]:
         raise ValueError(f"{', '.join(known)}: the demo's own positions must be new to its model; draw others")
@@ -136,8 +147,8 @@ def _unknown_threshold(card: BundleCard, model: Recogniser, seed: int) -> float:
 
 
 def _card(spec: TrainSpec, seed: int, data: LabelledWindows, temperature: float) -> BundleCard:
-    digest = hashlib.sha256(data.windows.tobytes())
-    digest.update(data.labels.tobytes())
+    digest = hashlib.sha256(data.windows.data)
+    digest.update(data.labels.data)
     return BundleCard(
         name=NAME,
         front_end=spec.front_end,
@@ -156,10 +167,7 @@ def _card(spec: TrainSpec, seed: int, data: LabelledWindows, temperature: float)
             data_hash=digest.hexdigest(),
             command=f"aewatch model train-demo --seed {seed} --out DIR",
             seed=seed,
-            positions={
-                part: tuple(position.name for position in positions)
-                for part, positions in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))
-            },
+            positions=POSITIONS,
             date=datetime.datetime.now(datetime.UTC).date().isoformat(),
         ),
         metrics={},

@@ -70,7 +70,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_hash: str  #: SHA-256 of the training windows and labels
     command: str  #: reproduces the bundle
     seed: int
-    positions: dict[str, tuple[str, ...]]  #: part of the data ("train", "validation", "test") → sensor positions
+    positions: dict[str, str]  #: part of the data ("train", "validation", "test") → its sensor positions in words
     date: str  #: ISO 8601
 
 

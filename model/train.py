@@ -124,7 +124,7 @@ def train(
 def judge(
     model: Recogniser, data: LabelledWindows, spec: TrainSpec
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Logits (n, labels) and embeddings (n, embedding) of `data` without augmentation, each window cut to its middle."""
+    """Logits (n, labels) and embeddings (n, embedding) of `data`, not augmented, each window cut to its middle."""
     model.eval()
     before = (data.windows.shape[1] - spec.window_samples) // 2
     parts: list[tuple[Tensor, Tensor]] = []

@@ -300,7 +300,7 @@ def alert_of(
 ) -> Alert:
     """The episode's next alert; counts its number up."""
     episode.number += 1
-    return Alert(
+    alert = Alert(
         id=f"{episode.id}-{episode.number}",
         episode=episode.id,
         number=episode.number,
@@ -315,16 +315,16 @@ def alert_of(
         start_sample=moment.start_sample,
         source_count=moment.source_count,
         start_epoch_ns=None if moment.epoch_ns == episode.epoch_ns else moment.epoch_ns,
-        probability=probability,
-        unknown_score=moment.unknown_score,
         model_version=moment.model_version,
         features=moment.features,
         run=run_of(moment.sensor),
         late=moment.late,
-        lost_s=lost_ns / NS_PER_S,
         by=by,
         note=note,
     )
+    numbers = {"probability": probability, "unknown_score": moment.unknown_score, "lost_s": lost_ns / NS_PER_S}
+    # Only the default itself is left out of the JSON, not another zero.
+    return msgspec.structs.replace(alert, **{name: number for name, number in numbers.items() if number})
 
 
 def _idle(name: str, condition: Condition, rule: ConditionRule, moment: Moment, shelved: bool) -> list[Alert]:

@@ -27,6 +27,7 @@ FETCH_WAIT_MS = 100  # while a fetch waits for quiet partitions no other one is 
 NEVER_MS = 2**31 - 1
 COMMIT_INTERVAL_S = 0.5
 BUFFERED_MESSAGES = 64
+CLOSE_TIMEOUT_S = 5.0
 
 
 class CommitLedger(Protocol):
@@ -51,6 +52,22 @@ class LedgerConsumerThread(driver.AIOKafkaConsumerThread):
     def _create_worker_consumer(self, transport: driver.Transport) -> Any:
         assert isinstance(transport, LedgerTransport)
         return aiokafka.AIOKafkaConsumer(**transport.consumer_options)
+
+    async def on_thread_stop(self) -> None:
+        """Leave the group and close the consumer, or at least end.
+
+        While the broker is away aiokafka's closing can last for ever, or end in the cancellation of a fetch that was
+        about to be tried again; Faust would then wait a minute for this thread.
+        """
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await super().on_thread_stop()
+        except TimeoutError:
+            log.warning("the broker is away; it will miss this member after the session timeout")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
 
 
 class LedgerConsumer(driver.Consumer):
@@ -124,6 +141,9 @@ class LedgerConsumer(driver.Consumer):
             log.warning("the broker takes no commit; the next owner reads again what is safe already")
             return False
         return True
+
+    async def on_stop(self) -> None:
+        """Do not commit: `settle_and_commit` was before, and this would wait for a broker that is away for ever."""
 
     def on_buffer_full(self, tp: TP) -> None:
         """Do nothing: one full queue makes the reader wait anyway.

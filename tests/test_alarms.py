@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+import re
+import tomllib
+from dataclasses import fields, replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -163,6 +166,13 @@ class TestTheAlert:
     def test_survives_its_written_form(self) -> None:
         for alert in run([*knocks(0, 1), *quiet(30)]):
             assert decode_alert(encode_alert(alert)) == alert
+
+    def test_leaves_what_has_nothing_to_say_out_of_its_written_form(self) -> None:
+        [alert] = run([window(n, clipped_fraction=0.5) for n in range(5)])
+        written = msgspec.json.decode(encode_alert(alert))
+        assert {"probability", "lost_s", "until_ns", "run", "late", "by", "note", "start_epoch_ns"} & set(
+            written
+        ) == set()
 
     def test_names_the_replay_it_belongs_to_and_a_live_one_names_none(self) -> None:
         replayed = [window(n, sensor="replay/night-1/bearing/ch0", knock=0.9) for n in range(2)]
@@ -691,3 +701,28 @@ def test_every_episode_is_told_in_order_and_no_alert_id_comes_twice(predictions:
 def test_a_rule_is_checked_when_it_is_made() -> None:
     with pytest.raises(RulesError, match="hit_k 2 and hit_n 1"):
         ConditionRule(hit_k=2)
+
+
+class TestTheDocumentation:
+    TEXT = (Path(__file__).parents[1] / "docs" / "alarms.md").read_text(encoding="utf-8")
+
+    def test_names_every_setting_of_a_rule_with_its_default(self) -> None:
+        told_defaults = dict(re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", self.TEXT, re.MULTILINE))
+        defaults = {entry.name: entry.default for entry in fields(ConditionRule) if entry.name != "records_only"}
+        written = {
+            name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in defaults.items()
+        }
+        assert told_defaults == {"enabled": "true"} | written
+
+    def test_shows_settings_that_are_accepted(self) -> None:
+        [shown] = re.findall(r"```toml\n(.*?)```", self.TEXT, re.DOTALL)
+        rules = AlarmRules.for_labels(LABELS, tomllib.loads(shown)["alarms"])
+        assert rules.classes["knock"].latching
+        assert "sensor.gap" not in rules.conditions
+
+    def test_tells_its_first_example_truly(self) -> None:
+        probabilities = [0.02, 0.41, 0.93, 0.88, 0.35, 0.05]
+        raised, cleared = run([window(n, knock=p) for n, p in enumerate([*probabilities, *[0.01] * 30])])
+        assert (raised.first_sample, raised.start_sample, cleared.start_sample) == (2 * HOP, 3 * HOP, 20 * HOP)
+        assert f"{(raised.time_ns - EPOCH_NS) / S:.3f} s" in self.TEXT
+        assert f"{(cleared.time_ns - EPOCH_NS) / S:.3f} s" in self.TEXT

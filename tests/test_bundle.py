@@ -43,7 +43,7 @@ def _card(**changes: Any) -> BundleCard:
         "temperature": 1.5,
         "unknown": UnknownRule("mahalanobis", 3.0),
         "thresholds": {"knock": 0.6},
-        "training": TrainingRecord("noise", "abc", "aewatch model train-demo", 1, {"train": ("a",)}, "2026-11-01"),
+        "training": TrainingRecord("noise", "abc", "aewatch model train-demo", 1, {"train": "a"}, "2026-11-01"),
         "metrics": {"accuracy": 0.5},
     }
     return BundleCard(**{**fields, **changes})

@@ -13,6 +13,7 @@ from deploy.cli.session import plain_errors, settings
 
 if TYPE_CHECKING:
     from deploy.settings import KafkaSettings
+    from stream.dead_letters import DeadLetter
 
 
 @click.command("dead-letters")
@@ -37,55 +38,40 @@ def dead_letters(limit: int, as_json: bool) -> None:
 
 
 async def _read(kafka: KafkaSettings, limit: int) -> list[dict[str, Any]]:
-    from aiokafka import AIOKafkaConsumer, TopicPartition
-
+    from deploy.topic_reader import reading
     from stream.dead_letters import decode_dead_letter
     from stream.records import BadRecord
 
-    consumer = AIOKafkaConsumer(
-        enable_auto_commit=False, max_partition_fetch_bytes=40 * 2**20, fetch_max_wait_ms=100, **kafka.client_options()
-    )
-    await consumer.start()
     letters: list[dict[str, Any]] = []
-    try:
-        await consumer.topics()
-        partitions = [
-            TopicPartition(kafka.deadletter_topic, number)
-            for number in consumer.partitions_for_topic(kafka.deadletter_topic) or ()
-        ]
-        if not partitions:
-            return letters
-        consumer.assign(partitions)
-        ends = await consumer.end_offsets(partitions)
-        begins = await consumer.beginning_offsets(partitions)
+    async with reading(kafka, kafka.deadletter_topic, fetch_bytes=40 * 2**20) as consumer:
+        partitions = sorted(consumer.assignment())
+        begins, ends = await consumer.beginning_offsets(partitions), await consumer.end_offsets(partitions)
         for partition in partitions:
             consumer.seek(partition, max(begins[partition], ends[partition] - limit))
             while await consumer.position(partition) < ends[partition]:
                 for record in (await consumer.getmany(partition, timeout_ms=5000)).get(partition, ()):
                     try:
-                        letter = decode_dead_letter(record)
+                        letters.append(_told(record.timestamp, decode_dead_letter(record)))
                     except BadRecord as error:
                         letters.append(_foreign(record, str(error)))
-                        continue
-                    letters.append(
-                        {
-                            "time_ms": record.timestamp,
-                            "sensor": (letter.key or b"").decode("utf-8", "backslashreplace"),
-                            "component": letter.component,
-                            "topic": letter.topic,
-                            "partition": letter.partition,
-                            "offset": letter.offset,
-                            "byte_offset": letter.byte_offset,
-                            "reason": letter.reason,
-                            "detail": letter.detail,
-                            "bytes": letter.truncated_from or len(letter.raw),
-                            "raw": base64.b64encode(letter.raw).decode(),
-                        }
-                    )
-    finally:
-        await consumer.stop()
     letters.sort(key=lambda letter: letter["time_ms"])
     return letters[-limit:]
+
+
+def _told(time_ms: int, letter: DeadLetter) -> dict[str, Any]:
+    return {
+        "time_ms": time_ms,
+        "sensor": (letter.key or b"").decode("utf-8", "backslashreplace"),
+        "component": letter.component,
+        "topic": letter.topic,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "byte_offset": letter.byte_offset,
+        "reason": letter.reason,
+        "detail": letter.detail,
+        "bytes": letter.truncated_from or len(letter.raw),
+        "raw": base64.b64encode(letter.raw).decode(),
+    }
 
 
 def _foreign(record: Any, problem: str) -> dict[str, Any]:

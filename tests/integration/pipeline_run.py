@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,15 +13,19 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from deploy.processes import Child, Children
 from deploy.settings import KafkaSettings
+from deploy.topic_reader import count_messages, reading
 from producers.propagation import DEMO_POSITIONS
 from producers.simulator import RATE_HZ, SensorSimulator, plan_events
+from stream.alert_filter import EVERYTHING
 from stream.alerts import Alert, decode_alert
 from stream.predictions import Prediction, decode_prediction
 from stream.subscribe import Alerts
+
+#: The same in every process: bits are promised for one number of threads.
+ENGINE = {"AEWATCH_MODEL__THREADS": "1"}
 
 
 class PipelineRun:
@@ -40,7 +45,7 @@ class PipelineRun:
             "AEWATCH_REDIS__PREFIX": name,
             "AEWATCH_WINDOW_AGENT__GROUP": f"{name}-windows",
             "AEWATCH_WORKER__GROUP": f"{name}-workers",
-            "AEWATCH_MODEL__THREADS": "1",
+            **ENGINE,
         }
         self.children = Children(folder / "logs", self.variables)
 
@@ -61,7 +66,7 @@ class PipelineRun:
 
     def messages(self, topic: str) -> int:
         """How many there are in a topic."""
-        return asyncio.run(_messages(self.topics, topic))
+        return asyncio.run(count_messages(self.topics, topic))
 
     def alerts(self) -> list[Alert]:
         """The alert stream."""
@@ -69,7 +74,7 @@ class PipelineRun:
         async def read() -> list[Alert]:
             alerts = Alerts(self.redis_url, self.prefix)
             try:
-                return [alert async for _, alert in alerts.history()]
+                return [alert async for _, alert in alerts.history(wanted=EVERYTHING)]
             finally:
                 await alerts.close()
 
@@ -79,7 +84,8 @@ class PipelineRun:
 def classify(*recordings: Path, run: str) -> tuple[list[dict[str, Any]], list[Alert]]:
     """Predictions and alerts that `aewatch classify` finds."""
     command = [sys.executable, "-m", "deploy.cli", "classify", *map(str, recordings), "--run", run, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AEWATCH_")} | ENGINE
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     alerts = [decode_alert(json.dumps(row)) for row in rows if row.pop("kind") == "alert"]
@@ -102,34 +108,10 @@ def write_recording(path: Path, duration_s: float, channels: int, seed: int = 5)
 
 
 async def _predictions(topics: KafkaSettings, count: int, within_s: float) -> list[Prediction]:
-    consumer = await _reader(topics, topics.predictions_topic)
     found: list[Prediction] = []
     deadline = time.monotonic() + within_s
-    try:
+    async with reading(topics, topics.predictions_topic) as consumer:
         while len({(p.sensor, *p.position) for p in found}) < count and time.monotonic() < deadline:
             for records in (await consumer.getmany(timeout_ms=200)).values():
                 found += [decode_prediction(record.value) for record in records]
-    finally:
-        await consumer.stop()
     return found
-
-
-async def _messages(topics: KafkaSettings, topic: str) -> int:
-    consumer = await _reader(topics, topic)
-    try:
-        partitions = consumer.assignment()
-        ends = await consumer.end_offsets(partitions)
-        begins = await consumer.beginning_offsets(partitions)
-        return sum(ends.values()) - sum(begins.values())
-    finally:
-        await consumer.stop()
-
-
-async def _reader(topics: KafkaSettings, topic: str) -> AIOKafkaConsumer[bytes, bytes]:
-    consumer: AIOKafkaConsumer[bytes, bytes] = AIOKafkaConsumer(
-        auto_offset_reset="earliest", enable_auto_commit=False, fetch_max_wait_ms=50, **topics.client_options()
-    )
-    await consumer.start()
-    await consumer.topics()
-    consumer.assign([TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()])
-    return consumer

@@ -97,12 +97,15 @@ class TestFollowing:
         raised = await raise_(store)
         assert (await asyncio.wait_for(first, 30))[1] == raised
 
-    async def test_waits_longer_than_an_answer_may_take(self, redis_url: str, prefix: str, store: AlertStore) -> None:
+    async def test_waits_longer_than_an_answer_may_take(
+        self, redis_url: str, prefix: str, store: AlertStore, caplog: pytest.LogCaptureFixture
+    ) -> None:
         async with Alerts(redis_url, prefix, timeout_s=0.4) as alerts:
             first = asyncio.create_task(anext(alerts.follow()))
             await asyncio.sleep(1.5)
             raised = await raise_(store)
             assert (await asyncio.wait_for(first, 30))[1] == raised
+        assert [record.message for record in caplog.records if record.name == "aewatch.subscribe"] == []
 
     async def test_over_lost_connections_loses_and_repeats_nothing(
         self, redis_url: str, prefix: str, store: AlertStore

@@ -1,0 +1,121 @@
+"""Every command of docs/redis.md, on a real server with alerts in it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from redis.exceptions import NoPermissionError
+
+from deploy.local_stack.valkey import Valkey
+from stream.alarm_state import SensorState
+from stream.alert_filter import AlertFilter
+from stream.alert_store import AlertStore, Keys
+from stream.sensor_summary import summary_fields
+from stream.subscribe import Alerts
+from tests.alarm_windows import RULES, run, window
+from tests.integration.redis_parts import own_server, work
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "redis.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line.removeprefix("redis-cli ")
+    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    with own_server(tmp_path_factory.mktemp("redis-documentation")) as server:
+        asyncio.run(fill(server.url))
+        yield server
+
+
+async def fill(url: str) -> None:
+    async with AlertStore(url) as store:
+        await work(store, [window(n, knock=0.9) for n in range(4)], RULES)
+        await work(store, [window(n, sensor="plant9/old/ch0", drop=0.9) for n in range(4)], RULES)
+
+
+@pytest.fixture
+async def redis(server: Valkey) -> AsyncIterator[Any]:
+    async with Redis.from_url(server.url) as client:
+        yield client
+
+
+def test_there_are_commands_to_try() -> None:
+    assert len(COMMANDS) > 20
+    assert not [command for command in COMMANDS if command.startswith(("redis-cli", "#"))]
+
+
+async def test_every_command_is_accepted(redis: Any) -> None:
+    for command in COMMANDS:
+        if "<" in command:
+            command, _, path = command.partition(" < ")
+            arguments = [*shlex.split(command.removeprefix("-x ")), (ROOT / path).read_text(encoding="utf-8")]
+        else:
+            arguments = command.split()
+        if arguments[0] == "SUBSCRIBE":
+            listener = redis.pubsub()
+            await listener.subscribe(*arguments[1:])
+            assert (await listener.get_message(timeout=5))["type"] == "subscribe"
+            await listener.aclose()
+            continue
+        await redis.execute_command(*arguments)
+
+
+async def test_the_users_it_makes_can_do_their_work_and_no_more(server: Valkey, redis: Any) -> None:
+    for command in COMMANDS:
+        if command.startswith("ACL"):
+            await redis.execute_command(*command.split())
+    worker = server.url.replace("redis://", "redis://aewatch-worker:secret1@")
+    reader = server.url.replace("redis://", "redis://aewatch-reader:secret2@")
+    await redis.function_flush()
+    async with AlertStore(worker) as store:
+        await work(store, [window(n, sensor="fresh", knock=0.9) for n in range(20, 23)], RULES)
+    async with Alerts(reader) as alerts:
+        cursors = [cursor async for cursor, _ in alerts.history(wanted=AlertFilter(sensors=["fresh"]))]
+        assert len(cursors) == 1
+        assert (await anext(alerts.follow("0")))[1].number == 1
+        assert await alerts.active()
+        assert "fresh" in [sensor.sensor for sensor in await alerts.sensors()]
+    async with Redis.from_url(worker) as client, Redis.from_url(reader) as looker:
+        for user, command in ((client, "FLUSHALL"), (client, "KEYS *"), (looker, "DEL aewatch:alerts")):
+            with pytest.raises(NoPermissionError):
+                await user.execute_command(*command.split())
+
+
+def test_every_field_of_a_sensor_is_told() -> None:
+    state = SensorState()
+    run([window(0)], state=state)
+    [table] = re.findall(r"\| field \| what \|\n(.*?)\n\n", TEXT, re.DOTALL)
+    named = set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in table.splitlines())))
+    written = set(summary_fields(state, window(0))) | {"version", "state", "windows_position", "hits_position"}
+    assert named == written
+
+
+def test_every_key_is_told() -> None:
+    keys = Keys("aewatch")
+    for name in (keys.alerts, keys.active, keys.sensors, keys.sensor("<id>")):
+        assert f"| `{name}` |" in TEXT
+
+
+async def test_its_python_example_runs(server: Valkey) -> None:
+    await fill(server.url)
+    [example] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    imports, _, body = example.partition("\n\n")
+    indented = "\n".join(f"    {line}" for line in body.splitlines())
+    names: dict[str, Any] = {}
+    exec(f"{imports}\nasync def example():\n{indented}".replace("redis://127.0.0.1:16379/0", server.url), names)
+    await names["example"]()
+    async with Alerts(server.url) as alerts:
+        assert "ann" in [alert.by for alert in await alerts.active()]
