@@ -134,8 +134,10 @@ class LedgerConsumer(driver.Consumer):
         await self.transport.ledger.settle()
         try:
             async with asyncio.timeout(self.transport.commit_timeout_s):
-                # `commit` does nothing while another one is on its way, and that one may know less.
-                await self.maybe_wait_for_commit_to_finish()
+                # `commit` does nothing while another one is on its way, which may know less; and Faust's own way of
+                # waiting for that one swallows the timeout.
+                if self._commit_fut is not None:
+                    await asyncio.wait([self._commit_fut])
                 await self.force_commit()
         except TimeoutError:
             log.warning("the broker takes no commit; the next owner reads again what is safe already")

@@ -8,11 +8,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
+from aiokafka import AIOKafkaProducer
 
 from deploy.processes import Child, Children
 from deploy.settings import KafkaSettings
@@ -21,6 +23,7 @@ from producers.propagation import DEMO_POSITIONS
 from producers.simulator import RATE_HZ, SensorSimulator, plan_events
 from stream.alert_filter import EVERYTHING
 from stream.alerts import Alert, decode_alert
+from stream.dead_letters import DeadLetter, decode_dead_letter
 from stream.predictions import Prediction, decode_prediction
 from stream.subscribe import Alerts
 
@@ -63,6 +66,30 @@ class PipelineRun:
     def predictions(self, count: int, within_s: float = 120.0) -> list[Prediction]:
         """All predictions in Kafka, as soon as `count` windows have one."""
         return asyncio.run(_predictions(self.topics, count, within_s))
+
+    def publish(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> None:
+        """Raw keys and values, in order, into one partition."""
+
+        async def send() -> None:
+            async with AIOKafkaProducer(acks="all", **self.topics.client_options()) as producer:
+                for key, value in messages:
+                    await producer.send_and_wait(topic, value, key=key, partition=0)
+
+        asyncio.run(send())
+
+    def dead_letters(self) -> list[DeadLetter]:
+        """All that are in Kafka."""
+
+        async def read() -> list[DeadLetter]:
+            async with reading(self.topics, self.topics.deadletter_topic) as consumer:
+                ends = await consumer.end_offsets(sorted(consumer.assignment()))
+                letters = []
+                for partition, end in ends.items():
+                    while await consumer.position(partition) < end:
+                        letters.append(decode_dead_letter(await consumer.getone(partition)))
+                return letters
+
+        return asyncio.run(read())
 
     def messages(self, topic: str) -> int:
         """How many there are in a topic."""

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from deploy.settings import KafkaSettings
+from stream.records import Window, encode_window
 from tests.integration.pipeline_run import PipelineRun, classify, write_recording
 
 pytestmark = pytest.mark.integration
@@ -99,6 +104,37 @@ def test_two_agents_and_two_workers_share_the_load(pipeline: PipelineRun, record
     await_commits(pipeline)
     assert windows == {(row["sensor"], row["epoch_ns"], row["start_sample"]) for row in expected_predictions}
     assert sorted(alert.id for alert in pipeline.alerts()) == sorted(alert.id for alert in expected)
+
+
+def test_windows_that_are_none_are_dead_lettered_and_those_around_them_are_predicted(pipeline: PipelineRun) -> None:
+    good = Window(
+        sensor="plant1/pump1/ch0",
+        epoch_ns=0,
+        start_sample=0,
+        source_count=65_536,
+        source_rate_hz=Fraction(500_000),
+        time_ns=0,
+        rate_hz=Fraction(500_000),
+        samples=np.random.default_rng(1).normal(0, 100, 65_536).astype(np.int16),
+    )
+    later = replace(good, start_sample=65_536)
+    of_another_rate = replace(good, start_sample=32_768, rate_hz=Fraction(16_000))
+    key = good.sensor.encode()
+    messages = [
+        (key, encode_window(good)),
+        (key, b"garbage"),
+        (key, encode_window(good)[:-1]),
+        (key, encode_window(of_another_rate)),
+        (b"\xff\xfe", encode_window(good)),
+        (None, encode_window(good)),
+        (key, encode_window(later)),
+    ]
+    pipeline.publish(pipeline.topics.windows_topic, messages)
+    pipeline.start("worker")
+    assert {p.position for p in pipeline.predictions(2)} == {good.position, later.position}
+    await_commits(pipeline)
+    reasons = Counter(letter.reason for letter in pipeline.dead_letters())
+    assert reasons == {"truncated": 2, "rate": 1, "sensor-id": 2}
 
 
 def test_each_hit_of_a_real_bearing_test_gets_its_window_and_its_prediction(
