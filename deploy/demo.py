@@ -6,8 +6,8 @@ Everything it knows of the result it reads where a user would: frames and predic
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -35,55 +35,60 @@ from stream.windows import WindowSpec
 SENSORS = 8
 READY_S = 120.0  # a slow machine imports torch for a while
 DRAIN_S = 60.0
+PLAN, SENT = "plan.json", "sent.json"
 
 
 def run_demo(duration_s: float, seed: int, console: Console, keep: Path | None = None) -> int:
-    """Run it all; 0 if every event raised its alert, nothing else did, and all counts add up."""
+    """Run it all; 0 if every event raised its alert, nothing else did, and all counts add up.
+
+    Data and logs go to `keep`, which must be new or empty, and stay there; else to a temporary folder, of which
+    the logs stay if something went wrong.
+    """
+    if keep is not None and keep.exists() and any(keep.iterdir()):
+        console.print(f"[bold red]{keep} is not empty; name a new folder for the demo to keep its data in")
+        return 1
+    folder = keep or Path(tempfile.mkdtemp(prefix="aewatch-demo-"))
+    status = 1
+    try:
+        status = _run(duration_s, seed, console, folder)
+    finally:
+        if keep is None:
+            shutil.rmtree(folder if status == 0 else folder / "stack" / "kafka", ignore_errors=True)
+        if keep is not None or status:
+            console.print(f"logs are in {folder / 'logs'} and {folder / 'stack' / 'logs'}", highlight=False)
+    return status
+
+
+def _run(duration_s: float, seed: int, console: Console, folder: Path) -> int:
     begun = time.monotonic()
     plan = draw_plan(SENSORS, duration_s, seed)
-    with contextlib.ExitStack() as cleanup:
-        folder = keep or Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="aewatch-demo-")))
-        stack = LocalStack(folder / "stack", None, None, progress=terminal_progress("Kafka"))
-        kafka = KafkaSettings(bootstrap_servers=stack.kafka_bootstrap)
-        variables = {
-            "AEWATCH_KAFKA__BOOTSTRAP_SERVERS": stack.kafka_bootstrap,
-            "AEWATCH_REDIS__URL": stack.redis_url,
-        }
-        children = cleanup.enter_context(Children(folder / "logs", variables))
-        console.print("starting Kafka, the Redis-compatible server, a window agent and a worker …")
-        # All at once: they wait for their brokers, and loading torch takes as long as starting Kafka.
-        write_plan(folder / "plan.json", plan)
-        pipeline = [children.start("window-agent", ["window"]), children.start("worker", ["worker"])]
-        simulator = children.start(
-            "simulator",
-            [
-                "simulate",
-                "--await-consumers",
-                "--plan",
-                str(folder / "plan.json"),
-                "--report",
-                str(folder / "sent.json"),
-            ],
-        )
-        try:
+    stack = LocalStack(folder / "stack", None, None, progress=terminal_progress("Kafka"))
+    kafka = KafkaSettings(bootstrap_servers=stack.kafka_bootstrap)
+    variables = {"AEWATCH_KAFKA__BOOTSTRAP_SERVERS": stack.kafka_bootstrap, "AEWATCH_REDIS__URL": stack.redis_url}
+    console.print("starting Kafka, the Redis-compatible server, a window agent and a worker …")
+    write_plan(folder / PLAN, plan)
+    simulate = ["simulate", "--await-consumers", "--plan", str(folder / PLAN), "--report", str(folder / SENT)]
+    try:
+        with Children(folder / "logs", variables) as children:
+            # All at once: they wait for their brokers, and loading torch takes as long as starting Kafka.
+            pipeline = [children.start("window-agent", ["window"]), children.start("worker", ["worker"])]
+            simulator = children.start("simulator", simulate)
             with stack:
-                console.print(
-                    f"Kafka and Redis are ready after {time.monotonic() - begun:.1f} s; logs in {children.logs}"
-                )
-                progress, totals = asyncio.run(
-                    _watch(kafka, stack.redis_url, plan, pipeline, simulator, folder, console, begun)
-                )
+                console.print(f"Kafka and Redis are ready after {time.monotonic() - begun:.1f} s")
+                watching = _watch(kafka, stack.redis_url, plan, pipeline, simulator, folder, console, begun)
+                progress, totals = asyncio.run(watching)
                 statuses = children.end()
-        except ProcessError as error:
-            console.print(f"[bold red]{error}")
-            return 1
-        spec = window_spec(read_card(demo_bundle_path()))
-        injected = list(_injected(plan))
-        report = reconcile(injected, progress.arrivals, progress.traffic, spec, totals)
-        report.problems += [f"{name} ended with status {status}" for name, status in statuses.items() if status]
-        console.print(summary(report, injected, progress, totals))
-        console.print(f"everything is stopped again; it took {time.monotonic() - begun:.0f} s", highlight=False)
-        return 1 if report.problems else 0
+    except ProcessError as error:
+        console.print(f"[bold red]{error}")
+        return 1
+    spec = window_spec(read_card(demo_bundle_path()))
+    injected = list(_injected(plan))
+    report = reconcile(injected, progress.arrivals, progress.traffic, spec, totals)
+    report.problems += [f"{name} ended with status {status}" for name, status in statuses.items() if status]
+    console.print(summary(report, injected, progress, totals))
+    took_s = time.monotonic() - begun
+    console.print(f"Signals flowed after {progress.begun_s - begun:.1f} s, everything is stopped after {took_s:.0f} s.")
+    return 1 if report.problems else 0
 
 
 def _injected(plan: Plan) -> Iterator[Injected]:
@@ -155,7 +160,7 @@ def _complete(progress: Progress, spec: WindowSpec, folder: Path) -> bool:
 
 
 def _sent_frames(folder: Path) -> int:
-    frames: int = json.loads((folder / "sent.json").read_text())["frames"]
+    frames: int = json.loads((folder / SENT).read_text())["frames"]
     return frames
 
 

@@ -278,7 +278,7 @@ async def test_poison_lands_in_the_dead_letters_with_its_reason_and_the_frames_a
         if letter.reason != "window-too-large":
             assert source.value[letter.byte_offset : letter.byte_offset + len(letter.raw)] == letter.raw
 
-    agent.process.send_signal(signal.SIGTERM)
+    agent.process.terminate()
     assert await agent.ended() == 0
     (report,) = agent.events("stopped")
     assert {reason: report[f"reject_{reason}"] for reason in expected if reason != "window-too-large"} == {
@@ -298,7 +298,7 @@ async def test_an_agent_that_is_stopped_and_started_again_leaves_out_nothing_and
             await producer.send(topics.frames_topic, encode_frame(frame), key=b"a")
         await producer.flush()
         await until(lambda: any(e["frames"] == half for e in first.events("progress")), "half of it is read")
-        first.process.send_signal(signal.SIGTERM)
+        first.process.terminate()
         assert await first.ended() == 0
         second = start_agent(topics)
         for frame in frames[half:]:
@@ -312,7 +312,7 @@ async def test_an_agent_that_is_stopped_and_started_again_leaves_out_nothing_and
 async def test_agents_that_are_killed_and_stopped_in_the_middle_leave_out_no_window_and_keep_the_order(
     topics: KafkaSettings, unique: str, start_agent: Callable[..., AgentProcess]
 ) -> None:
-    lives = [recording(f"plant/ch{number}", seed=number, samples=400_000, cuts=400) for number in range(6)]
+    lives = [recording(f"plant/ch{number}", seed=number, samples=250_000, cuts=250) for number in range(6)]
     frames = [frame for together in zip(*lives, strict=True) for frame in together]
     sent = 0
 
@@ -322,28 +322,28 @@ async def test_agents_that_are_killed_and_stopped_in_the_middle_leave_out_no_win
             for frame in frames:
                 await producer.send(topics.frames_topic, encode_frame(frame), key=frame.sensor.encode())
                 sent += 1
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.003)
 
-    killed, stopped = start_agent(topics), start_agent(topics)
-    await killed.ready()
-    await stopped.ready()
+    killed, stopped, survivor = (start_agent(topics) for _ in range(3))
+    for agent in (killed, stopped, survivor):
+        await agent.ready()
     publishing = asyncio.create_task(publish())
     await until(lambda: sent > len(frames) * 0.3, "a third is sent")
-    killed.process.send_signal(signal.SIGKILL)
+    killed.process.kill()
     await until(lambda: sent > len(frames) * 0.6, "more is sent")
-    survivor = start_agent(topics)
-    await survivor.ready()
-    stopped.process.send_signal(signal.SIGTERM)
+    stopped.process.terminate()
     assert await stopped.ended() == 0
     await publishing
     await until_committed(topics, f"{unique}.agents")
 
-    offline = windows_offline(frames)
     online = await windows_online(topics)
-    assert {sensor: first_times(values) for sensor, values in online.items()} == offline
+    assert {sensor: first_times(values) for sensor, values in online.items()} == windows_offline(frames)
     assert not await read_all(topics, topics.deadletter_topic)
-    survivor.process.send_signal(signal.SIGTERM)
+    survivor.process.terminate()
     assert await survivor.ended() == 0
+    for agent in (stopped, survivor):
+        (report,) = agent.events("stopped")
+        assert "skipped_offsets" not in report
 
 
 async def test_an_agent_whose_windows_are_refused_for_good_ends_with_the_cause_and_commits_nothing(
