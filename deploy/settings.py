@@ -90,7 +90,9 @@ class ModelSettings(Section):
     bundle: str = Field("demo", description="folder of a model bundle, or 'demo' for the one that comes along")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="arithmetic of the network")
-    threads: int | None = Field(None, ge=1, description="CPU threads of one engine; unset: as many as cores")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of one engine; unset: one less than cores, at least one"
+    )
 
 
 class WindowAgentSettings(Section):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.batching import LONGEST_SAMPLES, Bucket, batch_shapes, bucket_for, cover
 from model.bundle import load_weights, read_card
-from model.device import choose
+from model.device import choose, sensible_threads
 from model.host_memory import keep_freed_memory
 from model.network import Recogniser
 
@@ -70,7 +70,7 @@ class Engine:
     precision
         "auto", "float32" or "bfloat16"; see `model.device.choose`.
     threads
-        Threads that one batch is spread over on a CPU, for the whole process; None leaves torch's setting.
+        Threads that one batch is spread over on a CPU, for the whole process; None is `model.device.sensible_threads`.
 
     Raises
     ------
@@ -90,8 +90,7 @@ class Engine:
         self.card = read_card(bundle)
         self._bundle = Path(bundle)
         self._choice = choose(device, precision)
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads or sensible_threads())
         if self._choice.device.type == "cpu":
             keep_freed_memory()
         else:

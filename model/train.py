@@ -18,6 +18,8 @@ from model.network import Recogniser
 from model.sampling import balanced_batches
 
 INT16_SCALE = 1.0 / 32768.0
+FRONT_END_WINDOWS = 8  # at once: the spectrograms of more cost more in fresh memory than the larger batch saves
+JUDGED_WINDOWS = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,7 +103,7 @@ def train(
         for number, indices in enumerate(balanced_batches(data.labels, spec.batch, spec.seed, epoch - 1)):
             with torch.no_grad():
                 windows = augment(_floats(data.windows[indices]), spec.window_samples, spec.augment, generator)
-                features, _ = model.front_end(windows)
+                features = torch.cat([model.front_end(part)[0] for part in torch.split(windows, FRONT_END_WINDOWS)])
             embeddings = model.network(features)
             loss = classification_loss(model.head, embeddings, torch.from_numpy(data.labels[indices]))
             if not torch.isfinite(loss):
@@ -129,8 +131,8 @@ def judge(
     before = (data.windows.shape[1] - spec.window_samples) // 2
     parts: list[tuple[Tensor, Tensor]] = []
     with torch.inference_mode():
-        for start in range(0, len(data.windows), spec.batch):
-            part = data.windows[start : start + spec.batch, before : before + spec.window_samples]
+        for start in range(0, len(data.windows), JUDGED_WINDOWS):
+            part = data.windows[start : start + JUDGED_WINDOWS, before : before + spec.window_samples]
             parts.append(model(_floats(part)))
     logits, embeddings = (torch.cat(tensors).numpy() for tensors in zip(*parts, strict=True))
     return logits, embeddings

@@ -53,6 +53,15 @@ class LedgerConsumerThread(driver.AIOKafkaConsumerThread):
         assert isinstance(transport, LedgerTransport)
         return aiokafka.AIOKafkaConsumer(**transport.consumer_options)
 
+    async def positions_and_ends(self, timeout_s: float) -> tuple[dict[TP, int], dict[TP, int]]:
+        """For each assigned partition the next offset to be fetched, and the end of the log."""
+        consumer = self._ensure_consumer()
+        async with asyncio.timeout(timeout_s):
+            assigned = consumer.assignment()
+            positions = {TP(tp.topic, tp.partition): await consumer.position(tp) for tp in assigned}
+            ends = await consumer.end_offsets(assigned) if assigned else {}
+        return positions, {TP(tp.topic, tp.partition): offset for tp, offset in ends.items()}
+
     async def on_thread_stop(self) -> None:
         """Leave the group and close the consumer, or at least end.
 
@@ -75,6 +84,7 @@ class LedgerConsumer(driver.Consumer):
 
     app: LedgerApp
     transport: LedgerTransport
+    _thread: LedgerConsumerThread
 
     def _new_consumer_thread(self) -> LedgerConsumerThread:
         return LedgerConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -102,6 +112,19 @@ class LedgerConsumer(driver.Consumer):
     def _should_commit(self, tp: TP, offset: int) -> bool:
         """Whether it is news: also a smaller offset is, in a log that was cut off or made anew."""
         return offset != self._committed_offset[tp]
+
+    async def positions_and_ends(self, timeout_s: float) -> tuple[dict[TP, int], dict[TP, int]]:
+        """For each assigned partition the next offset to be fetched, and the end of the log.
+
+        Not through Faust's queue of calls, which two that the broker leaves unanswered would block.
+
+        Raises
+        ------
+        TimeoutError, aiokafka.errors.KafkaError, faust.exceptions.ConsumerNotStarted
+            If that cannot be said now.
+        """
+        asked = self._thread.positions_and_ends(timeout_s)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(asked, self._thread.thread_loop))
 
     async def perform_seek(self) -> None:
         """Go to the committed offsets, and take whatever comes from there.

@@ -5,8 +5,23 @@ aiokafka can stop fetching after a broker restart without an error (its issue 11
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Generic, NamedTuple, TypeVar
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+
+from aiokafka.errors import KafkaError
+from faust.exceptions import ConsumerNotStarted
+from faust.types import TP
+
+if TYPE_CHECKING:
+    from stream.faust_transport import LedgerApp
+
+log = logging.getLogger("aewatch.window_agent")
+
+PATIENCE_S = 60.0
+LOOK_EVERY_S = 10.0
 
 Partition = TypeVar("Partition")
 
@@ -52,3 +67,27 @@ class LagWatch(Generic[Partition]):
     def forget(self) -> None:
         """Begin anew: it was not the consumer that held things up."""
         self._seen.clear()
+
+
+async def until_stuck(app: LedgerApp, working: Callable[[], bool]) -> dict[TP, int]:
+    """Wait until partitions are stuck, and say how many messages wait in them.
+
+    While `working` says that a message is in hand, or partitions are being shared out anew, nothing is held against
+    the consumer.
+    """
+    watch: LagWatch[TP] = LagWatch(PATIENCE_S)
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        consumer = app.running_consumer
+        if consumer is None or working() or app.rebalancing or not consumer.flow_active:
+            watch.forget()
+            continue
+        try:
+            positions, ends = await consumer.positions_and_ends(LOOK_EVERY_S)
+        except (TimeoutError, KafkaError, ConsumerNotStarted) as error:
+            log.warning("the broker does not say how far its log is", extra={"error": repr(error)})
+            watch.forget()
+            continue
+        stuck = watch.look(time.monotonic(), positions, ends)
+        if stuck:
+            return stuck

@@ -26,7 +26,7 @@ from faust.types import TP, EventT
 from stream.dead_letters import DeadLetter
 from stream.faust_transport import LedgerApp
 from stream.frame_partition import FrameCounts, FramePartition, Output, PartitionLimits, Step, story
-from stream.lag_watch import LagWatch
+from stream.lag_watch import until_stuck
 from stream.ordered_acks import HoldLimits
 from stream.records import Window, encode_window
 from stream.window_output import OutputCounts, WindowOutput
@@ -36,8 +36,6 @@ log = logging.getLogger("aewatch.window_agent")
 
 SETTLE_TIMEOUT_S = 3.0
 STOP_TIMEOUT_S = 20.0
-STUCK_AFTER_S = 60.0
-STUCK_LOOK_S = 10.0
 
 
 class WindowAgentError(RuntimeError):
@@ -335,35 +333,9 @@ class WindowAgent:
         return report | {f"reject_{reason}": count for reason, count in now.frames.rejects.items()}
 
     async def _watch_lag(self) -> None:
-        watch: LagWatch[TP] = LagWatch(STUCK_AFTER_S)
-        while True:
-            await asyncio.sleep(STUCK_LOOK_S)
-            consumer = self._app.running_consumer
-            working = not self._between_messages.is_set() or self._app.rebalancing
-            if consumer is None or working or not consumer.flow_active:
-                watch.forget()
-                continue
-            try:
-                async with asyncio.timeout(STUCK_LOOK_S):
-                    assigned = consumer.assignment()
-                    positions = {tp: await consumer.position(tp) for tp in assigned}
-                    ends = await consumer.highwaters(*assigned) if assigned else {}
-            except (TimeoutError, KafkaError) as error:
-                log.warning("the broker does not say how far its log is", extra={"error": repr(error)})
-                watch.forget()
-                continue
-            known = {tp: position for tp, position in positions.items() if position is not None}
-            stuck = watch.look(time.monotonic(), known, ends)
-            if stuck:
-                waiting = ", ".join(f"{count} in partition {tp.partition}" for tp, count in sorted(stuck.items()))
-                raise WindowAgentError(f"nothing was fetched for {STUCK_AFTER_S:g} s, but messages wait: {waiting}")
-
-
-def _encoded(window: Window, partition: FramePartition, message: Any) -> bytes | DeadLetter:
-    try:
-        return encode_window(window)
-    except Exception as error:  # whatever is wrong with one window, the next one must be written
-        return partition.letter(message.offset, message.key, "error", message.value or b"", story(error))
+        stuck = await until_stuck(self._app, lambda: not self._between_messages.is_set())
+        waiting = ", ".join(f"{count} in partition {tp.partition}" for tp, count in sorted(stuck.items()))
+        raise WindowAgentError(f"nothing is fetched from {self._topics.frames}, but messages wait: {waiting}")
 
 
 def run_window_agent(

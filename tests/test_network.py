@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from model.architecture import EcapaDims, FrontEndSpec, HeadSpec, count_parameters, parameter_shapes
-from model.network import EcapaTdnn, Recogniser
+from model.network import AttentiveStatistics, EcapaTdnn, Recogniser
 
 SMALL = EcapaDims(channels=32, mfa_channels=24, attention=8, embedding=12, scale=4, se_bottleneck=8)
 
@@ -82,6 +82,14 @@ def test_constant_features_give_finite_embeddings_and_gradients() -> None:
     assert features.grad is not None
     assert torch.isfinite(features.grad).all()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_a_single_frame_which_has_no_spread_at_all_gives_finite_gradients() -> None:
+    pooling = AttentiveStatistics(6, 4).train()
+    frames = torch.randn(3, 6, 1, requires_grad=True)
+    pooling(frames, None).sum().backward()
+    assert frames.grad is not None
+    assert torch.isfinite(frames.grad).all()
 
 
 def test_a_cosine_head_looks_at_the_direction_of_an_embedding_alone() -> None:

@@ -12,9 +12,10 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPa
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from deploy.settings import KafkaSettings
-from stream.dead_letters import DeadLetter, decode_dead_letter, deliver
+from stream.dead_letters import DeadLetter, decode_dead_letter
 from stream.records import FRAME_HEADER, Flags, Frame, encode_frame, encode_window
+from stream.window_output import WindowOutput
 from stream.windows import SensorWindows, WindowSpec
 
 pytestmark = pytest.mark.integration
@@ -174,16 +176,25 @@ async def until_committed(topics: KafkaSettings, group: str, within_s: float = 9
         await asyncio.sleep(0.2)
 
 
-def recording(sensor: str, seed: int, samples: int, cuts: int) -> list[Frame]:
-    """A sensor's life in frames of random length, from its first sample to the end of the epoch."""
-    random = np.random.default_rng(seed)
-    signal_ = random.integers(-(2**15), 2**15, samples).astype(np.int16)
-    places = [0, *sorted(random.choice(np.arange(1, samples), cuts, replace=False).tolist()), samples]
+def in_frames(sensor: str, seed: int, places: Sequence[int]) -> list[Frame]:
+    """A sensor's life from its first sample to the end of the epoch, noise, cut at these places."""
+    noise = np.random.default_rng(seed).integers(-(2**15), 2**15, places[-1]).astype(np.int16)
     frames = [
-        Frame(sensor, EPOCH_NS, number, start, EPOCH_NS, RATE_HZ, signal_[start:end], 1e-6)
+        Frame(sensor, EPOCH_NS, number, start, EPOCH_NS, RATE_HZ, noise[start:end], 1e-6)
         for number, (start, end) in enumerate(itertools.pairwise(places))
     ]
-    return [*frames, Frame(sensor, EPOCH_NS, len(frames), samples, EPOCH_NS, RATE_HZ, signal_[:0], 1e-6, Flags.END)]
+    return [*frames, Frame(sensor, EPOCH_NS, len(frames), places[-1], EPOCH_NS, RATE_HZ, noise[:0], 1e-6, Flags.END)]
+
+
+def recording(sensor: str, seed: int, samples: int, cuts: int) -> list[Frame]:
+    """A sensor's life in frames of random length."""
+    places = np.random.default_rng(seed).choice(np.arange(1, samples), cuts, replace=False)
+    return in_frames(sensor, seed, [0, *sorted(places.tolist()), samples])
+
+
+def hit(sensor: str, first_sample: int, count: int) -> Frame:
+    samples = np.arange(count).astype(np.int16)
+    return Frame(sensor, EPOCH_NS, 0, first_sample, EPOCH_NS, RATE_HZ, samples, flags=Flags.HIT)
 
 
 def windows_offline(frames: Iterable[Frame]) -> dict[str, list[bytes]]:
@@ -244,12 +255,14 @@ async def test_poison_lands_in_the_dead_letters_with_its_reason_and_the_frames_a
     sensor = "plant/püm\N{LATIN SMALL LETTER U WITH DIAERESIS}p/ch0"
     good = recording(sensor, seed=1, samples=60_000, cuts=12)
     lying = corrupted(poison(sensor)["crc"][1], sample_count=400, payload_crc32=0)
-    large_hit = Frame("hits", EPOCH_NS, 0, 0, EPOCH_NS, RATE_HZ, np.ones(1_500_000, np.int16), 1.0, Flags.HIT)
+    hits = [hit("hits", 0, 100), hit("hits", 1000, 1_500_000), hit("hits", 2_000_000, 100)]
     expected = {reason: value for reason, (_, value) in poison(sensor).items()}
-    expected["window-too-large"] = encode_window(SensorWindows("hits", SPEC).push(large_hit).windows[0])
+    expected["window-too-large"] = windows_offline(hits)["hits"][1]
 
     async with publisher(topics) as producer:
-        bad = [*poison(sensor).values(), (sensor.encode(), lying), (b"hits", encode_frame(large_hit))]
+        for frame in hits:
+            await producer.send(topics.frames_topic, encode_frame(frame), key=b"hits")
+        bad = [*poison(sensor).values(), (sensor.encode(), lying)]
         for frame in good:
             await producer.send(topics.frames_topic, encode_frame(frame), key=sensor.encode())
             if bad:
@@ -258,7 +271,7 @@ async def test_poison_lands_in_the_dead_letters_with_its_reason_and_the_frames_a
         assert not bad
     await until_committed(topics, f"{unique}.agents")
 
-    assert await windows_online(topics) == windows_offline(good)
+    assert await windows_online(topics) == windows_offline([*good, hits[0], hits[2]])
     letters = [decode_dead_letter(record) for record in await read_all(topics, topics.deadletter_topic)]
     assert {letter.reason for letter in letters} == set(expected)
     for letter in letters:
@@ -290,21 +303,30 @@ async def test_poison_lands_in_the_dead_letters_with_its_reason_and_the_frames_a
 async def test_an_agent_that_is_stopped_and_started_again_leaves_out_nothing_and_repeats_nothing(
     topics: KafkaSettings, unique: str, start_agent: Callable[..., AgentProcess]
 ) -> None:
-    frames = recording("a", seed=2, samples=200_000, cuts=600)
-    half = len(frames) // 2
-    async with publisher(topics) as producer:
-        first = start_agent(topics)
-        for frame in frames[:half]:
-            await producer.send(topics.frames_topic, encode_frame(frame), key=b"a")
-        await producer.flush()
-        await until(lambda: any(e["frames"] == half for e in first.events("progress")), "half of it is read")
-        first.process.terminate()
-        assert await first.ended() == 0
-        second = start_agent(topics)
-        for frame in frames[half:]:
-            await producer.send(topics.frames_topic, encode_frame(frame), key=b"a")
+    # Frames shorter than the hop: a message that is read again holds the beginning of no earlier window.
+    frames = in_frames("a", 2, range(0, 200_250, 250))
+    sent = 0
+
+    async def publish() -> None:
+        nonlocal sent
+        async with publisher(topics) as producer:
+            for frame in frames:
+                await producer.send(topics.frames_topic, encode_frame(frame), key=b"a")
+                sent += 1
+                await asyncio.sleep(0.004)
+
+    first = start_agent(topics)
+    await first.ready()
+    publishing = asyncio.create_task(publish())
+    await until(lambda: sent > len(frames) / 2, "half of it is sent")
+    first.process.terminate()
+    assert await first.ended() == 0
+    second = start_agent(topics)
+    await publishing
     await until_committed(topics, f"{unique}.agents")
     assert await windows_online(topics) == windows_offline(frames)
+    (report,) = first.events("stopped")
+    assert 0 < report["windows_written"] < len(windows_offline(frames)["a"])
     second.process.send_signal(signal.SIGINT)
     assert await second.ended() == 0
 
@@ -367,13 +389,22 @@ async def test_an_agent_that_finds_no_kafka_says_so(unique: str, start_agent: Ca
     assert "127.0.0.1:1" in str(event["message"])
 
 
-async def test_a_dead_letter_larger_than_the_broker_takes_is_cut_and_says_so(kafka: str, unique: str) -> None:
+async def test_a_dead_letter_larger_than_the_broker_takes_is_cut_and_the_next_one_is_written(
+    kafka: str, unique: str
+) -> None:
     topics = KafkaSettings(bootstrap_servers=kafka, deadletter_topic=f"{unique}.deadletter")
     await make_topic(topics, topics.deadletter_topic, **{"max.message.bytes": "200000"})
-    letter = DeadLetter("window-agent", "too-large", "20 MB", "ae.frames", 0, 5, b"k", os.urandom(300_000))
-    async with publisher(topics) as producer:
-        await deliver(producer, topics.deadletter_topic, letter)
-    (record,) = await read_all(topics, topics.deadletter_topic)
-    read = decode_dead_letter(record)
-    assert read == letter.truncated()
-    assert read.truncated_from == 300_000
+    small, large = (
+        DeadLetter("window-agent", "too-large", "", "ae.frames", 0, offset, b"k", os.urandom(size))
+        for offset, size in enumerate((100, 300_000))
+    )
+    failures: list[object] = []
+    written: list[int] = []
+    options = {"bootstrap_servers": kafka}
+    async with WindowOutput(options, "unused", topics.deadletter_topic, lambda *what: failures.append(what)) as output:
+        for number, letter in enumerate((small, large, small)):
+            await output.write_letter(letter, partial(written.append, number))
+            await output.idle()
+    assert (written, failures) == ([0, 1, 2], [])
+    records = await read_all(topics, topics.deadletter_topic)
+    assert [decode_dead_letter(record) for record in records] == [small, large.truncated(), small]
