@@ -21,20 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import soundfile
 
 from deploy.demo_report import expected_windows
 from deploy.local_stack import LocalStack
 from deploy.pipeline import window_spec
 from deploy.processes import Child, Children, ProcessError
 from deploy.settings import KafkaSettings
+from deploy.simulation import Plan, write_wav
 from deploy.topic_reader import reading
 from deploy.topics import ensure_topics
 from model.bundle import read_card
 from producers.propagation import DEMO_POSITIONS
-from producers.simulator import RATE_HZ, SensorSimulator
+from producers.simulator import RATE_HZ
 from stream.predictions import decode_prediction
 
 CHANNELS = 8
@@ -94,7 +93,8 @@ def _measure(
     spec = window_spec(read_card(case.bundle))
     windows_each = max(4, math.ceil(engine["windows_per_s"] * target_s / CHANNELS))
     recording = folder / f"{case.name}.wav"
-    samples = _write_recording(recording, spec.length + (windows_each - 1) * spec.hop)
+    samples = spec.length + (windows_each - 1) * spec.hop
+    write_wav(recording, Plan(1, samples / RATE_HZ, RATE_HZ, DEMO_POSITIONS[:CHANNELS], ()))
     windows = CHANNELS * expected_windows(samples, spec)
     topics = {name: f"{case.name}.{name}" for name in ("frames", "windows", "predictions", "deadletter")}
     variables = {
@@ -131,17 +131,6 @@ def _measure(
         "peak_rss_mib": memory,
         "engine": engine["engine"],
     }
-
-
-def _write_recording(path: Path, samples: int) -> int:
-    """Eight channels of simulated background, in blocks."""
-    simulators = [SensorSimulator(position.name, position, seed=7) for position in DEMO_POSITIONS[:CHANNELS]]
-    layout = {"samplerate": RATE_HZ, "channels": CHANNELS, "subtype": "PCM_16", "format": "RF64"}
-    with soundfile.SoundFile(str(path), "w", **layout) as out:
-        for first in range(0, samples, RATE_HZ):
-            last = min(first + RATE_HZ, samples)
-            out.write(np.stack([simulator.samples(first, last) for simulator in simulators], axis=1))
-    return samples
 
 
 async def _follow(

@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import soundfile
 
 from producers.propagation import DEMO_POSITIONS, Position, draw_positions
-from producers.simulator import RATE_HZ, PlannedEvent, SensorSimulator, plan_events
+from producers.simulator import RATE_HZ, VOLTS_PER_COUNT, PlannedEvent, SensorSimulator, plan_events
 from producers.sources.frame_cuts import FrameCuts
 from producers.sources.simulator import SimulatedSensors
+
+FULL_SCALE_V = VOLTS_PER_COUNT * 32768
 
 
 class PlanError(ValueError):
@@ -60,9 +64,25 @@ def read_plan(path: Path) -> Plan:
         ) from error
 
 
+def write_wav(path: Path, plan: Plan) -> None:
+    """As a WAV file (RF64 where it is large), 16 bits, a channel for each sensor; full scale is `FULL_SCALE_V`."""
+    simulators = _simulators(plan)
+    samples = round(plan.duration_s * plan.rate_hz)
+    layout = {"samplerate": plan.rate_hz, "channels": len(simulators), "subtype": "PCM_16"}
+    kind = "RF64" if samples * len(simulators) * 2 >= 2**31 else "WAV"
+    with soundfile.SoundFile(str(path), "w", format=kind, **layout) as out:
+        for first in range(0, samples, plan.rate_hz):
+            last = min(first + plan.rate_hz, samples)
+            out.write(np.stack([simulator.samples(first, last) for simulator in simulators], axis=1))
+
+
 def source_of(plan: Plan, frame_s: float, epoch_ns: int) -> SimulatedSensors:
     """The plan's sensors, in step, beginning at `epoch_ns`."""
-    simulators = [
+    return SimulatedSensors(_simulators(plan), plan.duration_s, FrameCuts(frame_s=frame_s), epoch_ns)
+
+
+def _simulators(plan: Plan) -> list[SensorSimulator]:
+    return [
         SensorSimulator(
             position.name,
             position,
@@ -72,4 +92,3 @@ def source_of(plan: Plan, frame_s: float, epoch_ns: int) -> SimulatedSensors:
         )
         for position in plan.positions
     ]
-    return SimulatedSensors(simulators, plan.duration_s, FrameCuts(frame_s=frame_s), epoch_ns)

@@ -70,7 +70,7 @@ class Engine:
     precision
         "auto", "float32" or "bfloat16"; see `model.device.choose`.
     threads
-        Threads that one batch is spread over on a CPU, for the whole process; None is `model.device.sensible_threads`.
+        Threads that one batch is spread over on a CPU; None is `model.device.sensible_threads`.
 
     Raises
     ------
@@ -90,7 +90,7 @@ class Engine:
         self.card = read_card(bundle)
         self._bundle = Path(bundle)
         self._choice = choose(device, precision)
-        torch.set_num_threads(threads or sensible_threads())
+        self._threads = threads or sensible_threads()
         if self._choice.device.type == "cpu":
             keep_freed_memory()
         else:
@@ -156,7 +156,7 @@ class Engine:
             f"precision  {choice.precision}",
         ]
         if choice.device.type == "cpu":
-            lines.append(f"threads    {torch.get_num_threads()}")
+            lines.append(f"threads    {self._threads}")
         if not self._shapes:
             lines.append("batches    not checked yet; the first window of each length, or warm_up(), does it")
         for bucket, shapes in sorted(self._shapes.items(), key=lambda item: item[0].samples):
@@ -198,8 +198,11 @@ class Engine:
             batch[place, len(window) :] = 0.0
             lengths[place] = max(len(window), self.card.front_end.min_samples)
         device = self._choice.device
-        # Denormals are slow; the setting belongs to the thread, and any thread may have called.
+        # Denormals are slow; that setting belongs to the thread, and any thread may have called. The number of
+        # threads belongs to the process, decides how sums are split, and another engine may have changed it.
         torch.set_flush_denormal(True)
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
         with torch.inference_mode():
             samples = torch.from_numpy(batch).to(device)
             real = None if bucket.exact else torch.from_numpy(lengths).to(device)

@@ -62,9 +62,22 @@ class FrontEnd(nn.Module):
         mask
             (batch, 1, frames) float32, 1 on real frames and 0 beyond; None where all windows are full.
         """
-        spec = self.spec
-        if spec.level == "rms":
+        if self.spec.level == "rms":
             samples = samples * _inverse_rms(samples, lengths)
+        features = self.log_mel(samples, lengths)
+        if lengths is None:
+            return features - features.mean(dim=2, keepdim=True), None
+        frames = 1 + lengths // self.spec.hop_length
+        mask = (torch.arange(features.shape[2], device=samples.device) < frames[:, None]).to(features.dtype)[:, None]
+        mean = (features * mask).sum(dim=2, keepdim=True) / frames[:, None, None]
+        return (features - mean) * mask, mask
+
+    def log_mel(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The log-mel spectrogram as it is, without levelling and mean normalisation; arguments as for `forward`.
+
+        Shape (batch, n_mels, frames), natural logarithm of power; frames beyond a window's end mean nothing.
+        """
+        spec = self.spec
         # The sample before the first is its mirror image, as at the ends of the spectrogram.
         before = torch.cat([samples[:, 1:2], samples[:, :-1]], dim=1)
         emphasised = samples - spec.pre_emphasis * before
@@ -81,13 +94,7 @@ class FrontEnd(nn.Module):
         )
         # On a CPU this is eight times faster than the absolute value or a sum over the two parts.
         power = (spectrum * spectrum.conj()).real
-        features = (torch.matmul(self.filters, power) + spec.log_floor).log()
-        if lengths is None:
-            return features - features.mean(dim=2, keepdim=True), None
-        frames = 1 + lengths // spec.hop_length
-        mask = (torch.arange(features.shape[2], device=samples.device) < frames[:, None]).to(features.dtype)[:, None]
-        mean = (features * mask).sum(dim=2, keepdim=True) / frames[:, None, None]
-        return (features - mean) * mask, mask
+        return (torch.matmul(self.filters, power) + spec.log_floor).log()
 
 
 def _inverse_rms(samples: Tensor, lengths: Tensor | None) -> Tensor:

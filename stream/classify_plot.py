@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from stream.records import Window
 
 ENVELOPE_POINTS = 64  # a window's waveform is drawn as so many minima and maxima
+DRAWN_COLUMNS = 900
 SPECTRUM_COLUMNS = 16  # and its spectrogram as so many columns
 
 
@@ -65,10 +66,9 @@ class Picture:
         sensor.times_s.append(start_s + edges / len(volts) * duration_s)
         sensor.low_v.append(np.minimum.reduceat(volts, edges))
         sensor.high_v.append(np.maximum.reduceat(volts, edges))
-        scale = 1 / 32768 if window.samples.dtype == np.int16 else 1.0
         with torch.inference_mode():
-            samples = torch.from_numpy(window.samples.astype(np.float32) * np.float32(scale))[None]
-            mel = self._front_end(samples)[0][0].numpy()
+            microvolts = torch.from_numpy((volts * 1e6).astype(np.float32))[None]
+            mel = self._front_end.log_mel(microvolts)[0].numpy() * np.float32(10 / np.log(10))
         columns = min(SPECTRUM_COLUMNS, mel.shape[1])
         edges = np.linspace(0, mel.shape[1], columns, endpoint=False).astype(int)
         sensor.columns_s.append(start_s + edges / mel.shape[1] * duration_s)
@@ -116,6 +116,7 @@ class Picture:
         self._draw_probabilities(axes[2], sensor)
         _draw_alerts(axes[3], sensor)
         axes[3].set_xlabel("time since the epoch, s")
+        axes[3].set_xlim(times_s[0], times_s[-1])
         figure.savefig(target, dpi=110)
         plt.close(figure)
 
@@ -123,11 +124,14 @@ class Picture:
         times_s = np.concatenate(sensor.columns_s)
         order = np.argsort(times_s, kind="stable")
         mel = np.concatenate(sensor.columns, axis=1)[:, order]
-        low, high = np.percentile(mel, (5, 99.8))
-        axes.pcolormesh(
-            times_s[order], np.arange(mel.shape[0]), mel, shading="nearest", vmin=low, vmax=high, rasterized=True
-        )
-        axes.set_ylabel("log mel less its mean, bin")
+        times_s = times_s[order]
+        if len(times_s) > DRAWN_COLUMNS:
+            # A burst is one column among thousands; a picture has fewer, and would leave it out.
+            edges = np.linspace(0, len(times_s), DRAWN_COLUMNS, endpoint=False).astype(int)
+            mel, times_s = np.maximum.reduceat(mel, edges, axis=1), times_s[edges]
+        low, high = np.percentile(mel, (2, 99.95))
+        axes.pcolormesh(times_s, np.arange(mel.shape[0]), mel, shading="nearest", vmin=low, vmax=high, rasterized=True)
+        axes.set_ylabel("mel spectrogram, bin")
 
     def _draw_probabilities(self, axes: Axes, sensor: _Sensor) -> None:
         times_s = [(p.start_sample + p.source_count / 2) / p.source_rate_hz for p in sensor.predictions]

@@ -65,14 +65,14 @@ class LedgerConsumerThread(driver.AIOKafkaConsumerThread):
     async def on_thread_stop(self) -> None:
         """Leave the group and close the consumer, or at least end.
 
-        While the broker is away aiokafka's closing can last for ever, or end in the cancellation of a fetch that was
-        about to be tried again; Faust would then wait a minute for this thread.
+        While the broker is away, or the group waits for a dead member, aiokafka's closing can last long; or it ends in
+        the cancellation of a fetch that was about to be tried again, and Faust then waits a minute for this thread.
         """
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await super().on_thread_stop()
         except TimeoutError:
-            log.warning("the broker is away; it will miss this member after the session timeout")
+            log.warning("could not leave the group in time; it will miss this member after the session timeout")
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

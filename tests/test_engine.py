@@ -97,7 +97,9 @@ def test_another_process_gives_the_same_bits(bundle: Path, engine: Engine, tmp_p
     np.testing.assert_array_equal(np.load(tmp_path / "embeddings.npy"), engine.infer(batch).embeddings)
 
 
-def test_any_thread_may_infer_and_gets_the_same_bits(engine: Engine) -> None:
+@pytest.mark.parametrize("torch_threads", [1, 2])
+def test_any_thread_may_infer_and_gets_the_same_bits(bundle: Path, torch_threads: int) -> None:
+    engine = Engine(bundle, device="cpu", threads=torch_threads)
     batch = [_window(seed) for seed in range(3)]
     here = engine.infer(batch)
     elsewhere: list[Inference] = []
@@ -109,6 +111,16 @@ def test_any_thread_may_infer_and_gets_the_same_bits(engine: Engine) -> None:
     assert len(elsewhere) == 3
     for there in elsewhere:
         _assert_same_bits(here, [0, 1, 2], there)
+
+
+def test_engines_with_unlike_numbers_of_threads_do_not_disturb_each_other(bundle: Path) -> None:
+    one, two = (Engine(bundle, device="cpu", threads=threads) for threads in (1, 2))
+    batch = [_window(seed) for seed in range(4)]
+    alone = one.infer(batch)
+    two.infer(batch)
+    assert torch.get_num_threads() == 2
+    _assert_same_bits(alone, [0, 1, 2, 3], one.infer(batch))
+    assert torch.get_num_threads() == 1
 
 
 def test_the_engine_gives_what_the_network_gives(bundle: Path, engine: Engine) -> None:

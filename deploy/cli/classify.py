@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploy.cli.produce import open_all
+from deploy.cli.produce import full_scale_option, open_all
 from deploy.cli.session import plain_errors, settings
 
 if TYPE_CHECKING:
@@ -24,9 +24,16 @@ if TYPE_CHECKING:
 @click.option("--run", "run_name", default="classify", show_default=True, help="Name of the run; part of sensor ids.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line: predictions, alerts, then a summary.")
 @click.option("--plot", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture.")
+@full_scale_option
 @click.option("--alerts-only", is_flag=True, help="Leave out the windows.")
 def classify(
-    recordings: tuple[Path, ...], bundle: str | None, run_name: str, as_json: bool, plot: Path | None, alerts_only: bool
+    recordings: tuple[Path, ...],
+    bundle: str | None,
+    run_name: str,
+    as_json: bool,
+    plot: Path | None,
+    full_scale_v: float,
+    alerts_only: bool,
 ) -> None:
     """Cut RECORDINGS (WAV, FLAC, OGG, Vallen .tradb) into windows, infer, and apply the alarm rules.
 
@@ -49,7 +56,7 @@ def classify(
     found: list[Alert] = []
     rejected: list[str] = []
     with plain_errors(BundleError, RecordingError, RulesError):
-        sources = open_all(recordings, run_name)
+        sources = open_all(recordings, run_name, full_scale_v)
         engine = build_engine(in_force, bundle)
         spec, rules = window_spec(engine.card), alarm_rules(in_force, engine.card)
         picture = None

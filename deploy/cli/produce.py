@@ -38,6 +38,15 @@ def parse_rate(_context: click.Context, _parameter: click.Parameter, value: str)
     return rate
 
 
+full_scale_option = click.option(
+    "--full-scale-v",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="What an audio file's full scale was at the sensor, V; Vallen files know it.",
+)
+
+
 @click.command()
 @click.argument("recordings", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -50,7 +59,10 @@ def parse_rate(_context: click.Context, _parameter: click.Parameter, value: str)
     "--run", "run_name", metavar="NAME", help="Name of this replay (default: the time now); part of sensor ids."
 )
 @click.option("--frame-ms", default=50.0, show_default=True, type=click.FloatRange(0.01), help="Frame duration, ms.")
-def replay(recordings: tuple[Path, ...], rate: float | None, run_name: str | None, frame_ms: float) -> None:
+@full_scale_option
+def replay(
+    recordings: tuple[Path, ...], rate: float | None, run_name: str | None, frame_ms: float, full_scale_v: float
+) -> None:
     """Publish RECORDINGS (WAV, FLAC, OGG, Vallen .tradb) as if they happened now.
 
     Each replay is a run of its own: its sensors are called replay/<run>/<file>/ch<n>, so that it never mixes with
@@ -61,12 +73,12 @@ def replay(recordings: tuple[Path, ...], rate: float | None, run_name: str | Non
 
     run_name = run_name or time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     with plain_errors(RecordingError):
-        sources = open_all(recordings, run_name, frame_ms / 1000)
+        sources = open_all(recordings, run_name, full_scale_v, frame_ms / 1000)
         click.echo(f"run {run_name}: {', '.join(sensor for source in sources for sensor in source.sensors)}", err=True)
     publish(in_force, sources, rate)
 
 
-def open_all(recordings: Sequence[Path], run_name: str, frame_s: float = 0.05) -> list[Source]:
+def open_all(recordings: Sequence[Path], run_name: str, full_scale_v: float, frame_s: float = 0.05) -> list[Source]:
     """The recordings as sources.
 
     Raises
@@ -79,7 +91,7 @@ def open_all(recordings: Sequence[Path], run_name: str, frame_s: float = 0.05) -
     sources: list[Source] = []
     owners: dict[str, Path] = {}
     for path in recordings:
-        source = open_recording(path, run_name, frame_s=frame_s)
+        source = open_recording(path, run_name, frame_s=frame_s, full_scale_v=full_scale_v)
         for sensor in source.sensors:
             if sensor in owners:
                 raise RecordingError(
@@ -99,6 +111,7 @@ def open_all(recordings: Sequence[Path], run_name: str, frame_s: float = 0.05) -
 @click.option("--seed", default=1, show_default=True, help="Same seed, same samples.")
 @click.option("--plan", "plan_path", type=click.Path(path_type=Path, dir_okay=False), help="Take all that from a plan.")
 @click.option("--plan-out", type=click.Path(path_type=Path, dir_okay=False), help="Write the plan, with all events.")
+@click.option("--wav", type=click.Path(path_type=Path, dir_okay=False), help="Write a recording instead of publishing.")
 @click.option("--rate", default="1.0", callback=parse_rate, help="Pace: 1.0 is real time, or 'max'.")
 @click.option("--frame-ms", default=50.0, show_default=True, type=click.FloatRange(0.01), help="Frame duration, ms.")
 @click.option("--await-consumers", is_flag=True, help="Begin when a window agent and a worker are there.")
@@ -111,6 +124,7 @@ def simulate(
     seed: int,
     plan_path: Path | None,
     plan_out: Path | None,
+    wav: Path | None,
     rate: float | None,
     frame_ms: float,
     await_consumers: bool,
@@ -118,13 +132,17 @@ def simulate(
 ) -> None:
     """Publish simulated sensors at 500 kHz, with events of all four classes at drawn times."""
     in_force = settings()
-    from deploy.simulation import PlanError, draw_plan, read_plan, source_of, write_plan
+    from deploy.simulation import FULL_SCALE_V, PlanError, draw_plan, read_plan, source_of, write_plan, write_wav
     from deploy.topics import TopicError
 
     with plain_errors(PlanError):
         plan = read_plan(plan_path) if plan_path else draw_plan(sensors, duration_s, seed)
     if plan_out:
         write_plan(plan_out, plan)
+    if wav:
+        write_wav(wav, plan)
+        click.echo(f"wrote {wav}; its full scale is {FULL_SCALE_V:g} V (--full-scale-v {FULL_SCALE_V:g})", err=True)
+        return
     if await_consumers:
         from deploy import pipeline
         from deploy.topics import await_topics

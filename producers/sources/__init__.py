@@ -43,7 +43,11 @@ class Source(Protocol):
 
 
 def open_recording(
-    path: Path | str, run: str, frame_s: float = 0.05, frame_sizes: Sequence[int] | None = None
+    path: Path | str,
+    run: str,
+    frame_s: float = 0.05,
+    frame_sizes: Sequence[int] | None = None,
+    full_scale_v: float = 1.0,
 ) -> Source:
     """The recording at `path` as a source, its sensors named `replay/<run>/<stem>/ch<n>`.
 
@@ -55,6 +59,8 @@ def open_recording(
         Duration of a frame of a continuous recording. A hit is always one frame.
     frame_sizes
         Samples of one frame after another instead, over and over.
+    full_scale_v
+        What full scale of a format that does not know volts (audio files) was at the sensor, V.
 
     Raises
     ------
@@ -75,7 +81,7 @@ def open_recording(
         from producers.sources.audio_file import AudioFile
         from producers.sources.frame_cuts import FrameCuts
 
-        return AudioFile(path, run, FrameCuts(frame_s, frame_sizes))
+        return AudioFile(path, run, FrameCuts(frame_s, frame_sizes), full_scale_v)
     raise RecordingError(f"{path}: {kind}")
 
 
@@ -88,6 +94,8 @@ def replay_sensor(path: Path, run: str, channel: int) -> str:
         If file name and run do not make a sound sensor id.
     """
     sensor = f"replay/{run}/{path.stem}/ch{channel}"
+    if not run or "/" in run:
+        raise RecordingError(f"run {run!r}: a run's name is part of sensor ids, and has letters but no slash")
     try:
         return decode_sensor(sensor.encode("utf-8", "surrogateescape"))
     except BadRecord as error:

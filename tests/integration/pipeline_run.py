@@ -12,15 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
 from aiokafka import AIOKafkaProducer
 
 from deploy.processes import Child, Children
 from deploy.settings import KafkaSettings
+from deploy.simulation import Plan, write_wav
 from deploy.topic_reader import count_messages, reading
 from producers.propagation import DEMO_POSITIONS
-from producers.simulator import RATE_HZ, SensorSimulator, plan_events
+from producers.simulator import RATE_HZ, plan_events
 from stream.alert_filter import EVERYTHING
 from stream.alerts import Alert, decode_alert
 from stream.dead_letters import DeadLetter, decode_dead_letter
@@ -124,13 +123,7 @@ def write_recording(path: Path, duration_s: float, channels: int, seed: int = 5)
     positions = DEMO_POSITIONS[:channels]
     names = [position.name for position in positions]
     plan = plan_events(seed, names, duration_s, spacing_s=2.5, first_s=0.5, last_s=2.0)
-    simulators = [
-        SensorSimulator(position.name, position, seed=seed, events=[e for e in plan if e.sensor == position.name])
-        for position in positions
-    ]
-    samples = int(duration_s * RATE_HZ)
-    columns = [simulator.samples(0, samples) for simulator in simulators]
-    soundfile.write(str(path), np.stack(columns, axis=1), RATE_HZ, subtype="PCM_16")
+    write_wav(path, Plan(seed, duration_s, RATE_HZ, positions, plan))
     return path
 
 
