@@ -7,6 +7,8 @@ import logging
 import sys
 import time
 
+MAX_REMEMBERED = 1000
+
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -48,10 +50,40 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(event, default=str, ensure_ascii=False)
 
 
+class Damper(logging.Filter):
+    """Lets a library say the same thing a few times and then counts: a client without a broker says it all the time.
+
+    Our own records always pass.
+    """
+
+    def __init__(self, times: int = 3, within_s: float = 10.0) -> None:
+        super().__init__()
+        self._times = times
+        self._within_s = within_s
+        self._said: dict[tuple[str, object], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to let it pass; the first one after a silence says how many were left out."""
+        if record.name.partition(".")[0] == "aewatch":
+            return True
+        what = (record.name, record.msg)
+        begun, count = self._said.get(what, (record.created, 0))
+        if record.created - begun > self._within_s:
+            left_out = count - self._times
+            if left_out > 0:
+                record.left_out_before = left_out
+            begun, count = record.created, 0
+        self._said[what] = (begun, count + 1)
+        if len(self._said) > MAX_REMEMBERED:
+            self._said.clear()
+        return count < self._times
+
+
 def configure(level: str, style: str) -> None:
     """Send everything to stderr in one style. Libraries speak from WARNING on unless the level is DEBUG."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
+    handler.addFilter(Damper())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)

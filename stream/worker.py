@@ -24,7 +24,7 @@ from model.engine import Engine
 from stream.alarms import AlarmRules, advance
 from stream.alert_store import AlertStore, SensorChange, StoredSensor, StoreUnavailable
 from stream.alerts import Alert
-from stream.dead_letters import DeadLetter, encode_dead_letter
+from stream.dead_letters import DeadLetter, deliver
 from stream.detect import predict
 from stream.predictions import Prediction, encode_prediction
 from stream.records import BadRecord, Flags, Window, decode_sensor, decode_window
@@ -127,23 +127,24 @@ class Worker:
             **self._client_options,
         )
         producer: AIOKafkaProducer[bytes, bytes] = AIOKafkaProducer(
-            enable_idempotence=True,
-            acks="all",
-            linger_ms=5,
-            max_batch_size=512 * 2**10,
-            max_request_size=MAX_MESSAGE_BYTES,
-            **self._client_options,
+            enable_idempotence=True, acks="all", linger_ms=5, max_batch_size=512 * 2**10, **self._client_options
+        )
+        # Dead letters may be refused for their size, after which an idempotent producer could not go on.
+        letters: AIOKafkaProducer[bytes, bytes] = AIOKafkaProducer(
+            acks="all", max_request_size=MAX_MESSAGE_BYTES, **self._client_options
         )
         await producer.start()
+        await letters.start()
         try:
             await consumer.start()
             consumer.subscribe([self._topics.windows], listener=_Rebalance(self, consumer))
             try:
-                await self._work(consumer, producer, stop)
+                await self._work(consumer, producer, letters, stop)
             finally:
                 await consumer.stop()
         finally:
             await producer.stop()
+            await letters.stop()
             self._inference_thread.shutdown(wait=False)
         log.info("stopped", extra=self._report())
 
@@ -151,12 +152,13 @@ class Worker:
         self,
         consumer: AIOKafkaConsumer[bytes, bytes],
         producer: AIOKafkaProducer[bytes, bytes],
+        letters: AIOKafkaProducer[bytes, bytes],
         stop: asyncio.Event,
     ) -> None:
         log.info("ready", extra={"topic": self._topics.windows, "group": self._group})
         tasks = [
             asyncio.create_task(self._infer(consumer, stop), name="infer"),
-            asyncio.create_task(self._settle_all(consumer, producer), name="settle"),
+            asyncio.create_task(self._settle_all(consumer, producer, letters), name="settle"),
             asyncio.create_task(self._log_progress(), name="log"),
         ]
         infer, settle, _ = tasks
@@ -229,11 +231,14 @@ class Worker:
             )
 
     async def _settle_all(
-        self, consumer: AIOKafkaConsumer[bytes, bytes], producer: AIOKafkaProducer[bytes, bytes]
+        self,
+        consumer: AIOKafkaConsumer[bytes, bytes],
+        producer: AIOKafkaProducer[bytes, bytes],
+        letters: AIOKafkaProducer[bytes, bytes],
     ) -> None:
         while True:
             batch = await self._inferred.get()
-            await self._settle(batch, consumer, producer)
+            await self._settle(batch, consumer, producer, letters)
             async with self._settled:
                 self._in_flight -= 1
                 self._settled.notify_all()
@@ -243,6 +248,7 @@ class Worker:
         batch: _Batch,
         consumer: AIOKafkaConsumer[bytes, bytes],
         producer: AIOKafkaProducer[bytes, bytes],
+        letters: AIOKafkaProducer[bytes, bytes],
     ) -> None:
         """Predictions out, alarms applied, then the commit: in this order, or a crash would lose what was committed."""
         published = [
@@ -252,8 +258,7 @@ class Worker:
         for record, error in batch.rejected:
             log.warning("window rejected", extra={"offset": record.offset, "reason": str(error)})
             letter = DeadLetter.of_record(record, error.reason, error.detail, component="worker")
-            key, value, headers = encode_dead_letter(letter)
-            published.append(await producer.send(self._topics.deadletter, value, key=key, headers=headers))
+            await deliver(letters, self._topics.deadletter, letter)
         self._owners |= batch.partitions
         alerts = await self._decide(batch.predictions)
         await asyncio.gather(*published)
