@@ -28,8 +28,8 @@ All simulated by `producers.simulator`: source, way through a plate, sensor and 
 The eight positions of the demo are in none of these.
 
 Every second window lies anywhere around its event, the others cut it somewhere within 0.3 to 40 ms after an impact. A
-window in which an event can be heard carries its label, however little of it there is; windows between inaudible and
-audible are left out. Label counts are balanced in training; augmentation is a time shift of up to {margin_ms:.1f} ms,
+window in which an event stands out from the noise carries its label, however little of it there is; windows in doubt
+are left out. Label counts are balanced in training; augmentation is a time shift of up to {margin_ms:.1f} ms,
 polarity, short random filters and coloured noise at 0 to 40 dB.
 
 ## Results on positions that were heard in neither training nor validation

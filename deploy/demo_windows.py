@@ -20,9 +20,10 @@ HOP_SAMPLES = 32_768
 
 QUIET_SAMPLES = WINDOW_SAMPLES + 4_096  # before and after an event: a window at either edge of it lies within
 FRAME_SAMPLES = 160
-# In its loudest frame the event's energy is this many times the noise's: below, nobody hears it; above, everybody does.
-SILENT_GAIN = 0.25
-AUDIBLE_GAIN = 4.0
+# Energy of the event over that of the noise in a frame. Noise by itself fluctuates to 3; of a whole event the loudest
+# frame reaches 9 at the least, and all frames together 300.
+SILENT_GAIN, SILENT_TOTAL = 1.5, 4.0
+AUDIBLE_GAIN, AUDIBLE_TOTAL = 6.0, 60.0
 SHORTEST_CUT_S, LONGEST_CUT_S = 0.0003, 0.04
 
 Samples = npt.NDArray[np.int16]
@@ -34,16 +35,16 @@ class WindowsSpec:
 
     events: int = 3  #: of each kind
     placements: int = 4  #: of each event
-    backgrounds: int = 16
+    backgrounds: int = 32
     margin: int = 0  #: samples that each window is longer, for the time shift
 
 
 def labelled_windows(positions: Sequence[Position], spec: WindowsSpec, seed: int) -> LabelledWindows:
     """Windows of all positions; the group of a window is its position's name.
 
-    A window in which an event can be heard has the event's label, however little of it there is: what the first
-    millisecond of an event does not tell must come out as a doubt of the network, not as a habit of the data. Windows
-    between inaudible and audible are left out.
+    A window in which an event stands out has the event's label, however little of it there is: what the first
+    millisecond of an event does not tell must come out as a doubt of the network, not as a habit of the data. A window
+    with no more of it than noise brings by chance is background; windows between the two are left out.
     """
     windows: list[Samples] = []
     labels: list[int] = []
@@ -81,10 +82,11 @@ def _of_event(
         # An onset may be fainter than what stands out, and so lie a little before the part that was rendered.
         start = min(max(_placement(number, interval, rng) - begin - spec.margin // 2, 0), len(heard) - length)
         stop = start + length
-        gain = float(loudness[-(-start // FRAME_SAMPLES) : stop // FRAME_SAMPLES].max())
-        if gain >= AUDIBLE_GAIN:
+        gains = loudness[-(-start // FRAME_SAMPLES) : stop // FRAME_SAMPLES]
+        loudest, total = float(gains.max()), float(gains.sum())
+        if loudest >= AUDIBLE_GAIN and total >= AUDIBLE_TOTAL:
             yield heard[start:stop], LABELS.index(kind)
-        elif gain <= SILENT_GAIN:
+        elif loudest <= SILENT_GAIN or total <= SILENT_TOTAL:
             yield heard[start:stop], 0
 
 

@@ -56,7 +56,7 @@ SPEC = TrainSpec(
     front_end=FrontEndSpec(level="rms"),
     network=EcapaDims(channels=64, scale=4, mfa_channels=96, attention=32, embedding=64, se_bottleneck=16),
     head=HeadSpec(),
-    epochs=7,
+    epochs=6,
 )
 
 
@@ -71,8 +71,8 @@ def train_demo_bundle(out: Path, seed: int = 1) -> BundleCard:
     refuse_demo_positions(TRAIN, VALIDATION, TEST)
     say(f"rendering windows at {len(TRAIN)} training, {len(VALIDATION)} validation and {len(TEST)} test positions")
     data = labelled_windows(TRAIN, WindowsSpec(margin=MARGIN_SAMPLES), seed)
-    validation = labelled_windows(VALIDATION, WindowsSpec(events=6), seed + 1)
-    test = labelled_windows(TEST, WindowsSpec(events=6), seed + 2)
+    validation = labelled_windows(VALIDATION, WindowsSpec(events=6, backgrounds=64), seed + 1)
+    test = labelled_windows(TEST, WindowsSpec(events=6, backgrounds=64), seed + 2)
     say(f"training on {len(data.labels):,} windows: {_counts(data)}")
 
     def on_epoch(progress: Progress) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from model.batching import LONGEST_SAMPLES, Bucket, batch_shapes, bucket_for, cover
 from model.bundle import load_weights, read_card
+from model.denormals import flushed_denormals
 from model.device import choose, sensible_threads
 from model.host_memory import keep_freed_memory
 from model.network import Recogniser
@@ -198,12 +199,11 @@ class Engine:
             batch[place, len(window) :] = 0.0
             lengths[place] = max(len(window), self.card.front_end.min_samples)
         device = self._choice.device
-        # Denormals are slow; that setting belongs to the thread, and any thread may have called. The number of
-        # threads belongs to the process, decides how sums are split, and another engine may have changed it.
-        torch.set_flush_denormal(True)
+        # The number of threads belongs to the process, decides how sums are split, and another engine may have
+        # changed it.
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        with torch.inference_mode():
+        with flushed_denormals(), torch.inference_mode():
             samples = torch.from_numpy(batch).to(device)
             real = None if bucket.exact else torch.from_numpy(lengths).to(device)
             logits, embeddings = self._forward(samples, real)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.architecture import EcapaDims, FrontEndSpec, HeadSpec
 from model.augment import AugmentSpec, augment
+from model.denormals import flushed_denormals
 from model.losses import classification_loss
 from model.metrics import Scores, confusion_matrix, scores
 from model.network import Recogniser
@@ -67,6 +68,7 @@ class TrainingDivergedError(RuntimeError):
     """The loss is no longer a finite number."""
 
 
+@flushed_denormals()
 def train(
     data: LabelledWindows,
     held_out: LabelledWindows,
@@ -89,7 +91,6 @@ def train(
     if len(data.windows) < spec.batch:
         raise ValueError(f"{len(data.windows)} windows do not fill a batch of {spec.batch}; lower the batch")
     torch.manual_seed(spec.seed)
-    torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(spec.seed)
     model = Recogniser(spec.front_end, spec.network, spec.head, spec.labels)
     steps = spec.epochs * sum(1 for _ in balanced_batches(data.labels, spec.batch, spec.seed, 0))
