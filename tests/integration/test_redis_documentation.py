@@ -63,7 +63,7 @@ async def test_every_command_is_accepted(redis: Any) -> None:
             command, _, path = command.partition(" < ")
             arguments = [*shlex.split(command.removeprefix("-x ")), (ROOT / path).read_text(encoding="utf-8")]
         else:
-            arguments = command.split()
+            arguments = shlex.split(command)
         if arguments[0] == "SUBSCRIBE":
             listener = redis.pubsub()
             await listener.subscribe(*arguments[1:])
@@ -76,7 +76,7 @@ async def test_every_command_is_accepted(redis: Any) -> None:
 async def test_the_users_it_makes_can_do_their_work_and_no_more(server: Valkey, redis: Any) -> None:
     for command in COMMANDS:
         if command.startswith("ACL"):
-            await redis.execute_command(*command.split())
+            await redis.execute_command(*shlex.split(command))
     worker = server.url.replace("redis://", "redis://aewatch-worker:secret1@")
     reader = server.url.replace("redis://", "redis://aewatch-reader:secret2@")
     await redis.function_flush()
@@ -91,7 +91,7 @@ async def test_the_users_it_makes_can_do_their_work_and_no_more(server: Valkey, 
     async with Redis.from_url(worker) as client, Redis.from_url(reader) as looker:
         for user, command in ((client, "FLUSHALL"), (client, "KEYS *"), (looker, "DEL aewatch:alerts")):
             with pytest.raises(NoPermissionError):
-                await user.execute_command(*command.split())
+                await user.execute_command(*shlex.split(command))
 
 
 def test_every_field_of_a_sensor_is_told() -> None:
