@@ -217,6 +217,8 @@ def run(act: Callable[[Alerts], Awaitable[None]]) -> None:
     with plain_errors(OperatorError, BadCursor, ValueError):
         try:
             asyncio.run(connected())
+        except BrokenPipeError:
+            raise  # whoever read our output has gone, as `head` does; that is no trouble with Redis
         except (RedisError, OSError) as error:
             raise click.ClickException(
                 f"{without_password(url)}: {error}; is it running (`aewatch up`), is AEWATCH_REDIS__URL right?"
