@@ -48,6 +48,7 @@ def run_demo(duration_s: float, seed: int, console: Console, keep: Path | None =
         console.print(f"[bold red]{keep} is not empty; name a new folder for the demo to keep its data in")
         return 1
     folder = keep or Path(tempfile.mkdtemp(prefix="aewatch-demo-"))
+    folder.mkdir(parents=True, exist_ok=True)
     status = 1
     try:
         status = _run(duration_s, seed, console, folder)
