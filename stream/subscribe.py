@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import logging
+import random
 import re
 import secrets
 import time
@@ -33,8 +34,12 @@ log = logging.getLogger("aewatch.subscribe")
 
 PAGE = 500
 NS_PER_S = 1_000_000_000
-#: A sensor's state changes with every batch of windows; a command that loses this race so often has another problem.
-ATTEMPTS = 100
+#: A sensor's state changes with every batch of windows; a command that loses this race for so long has another problem.
+KEEP_TRYING_S = 30.0
+#: A command that lost waits a random time up to this, at first, and twice as long each time: two programs that read
+#: and write in the same rhythm would otherwise meet again and again, and the same one would lose each time.
+FIRST_PAUSE_S = 0.001
+LONGEST_PAUSE_S = 0.1
 CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?")
 
 
@@ -271,7 +276,9 @@ class Alerts:
         """Load, act, apply; again if the worker was faster. A command whose answer was lost is not done twice."""
         mark = secrets.token_hex(8)
         made: list[Alert] = []
-        for _ in range(ATTEMPTS):
+        give_up_at = time.monotonic() + KEEP_TRYING_S
+        pause_s = FIRST_PAUSE_S
+        while True:
             stored = (await self._store.load([sensor]))[sensor]
             if stored.version == 0:
                 raise UnknownSensor(await self._no_sensor(sensor))
@@ -284,7 +291,13 @@ class Alerts:
             state.operations = [*state.operations, mark][-REMEMBERED_OPERATIONS:]
             if (await self._store.apply([SensorChange(stored, state, made)]))[0].applied:
                 return made
-        raise OperatorError(f"{sensor}: its state changed {ATTEMPTS} times while this command was at it; try again")
+            if time.monotonic() > give_up_at:
+                raise OperatorError(
+                    f"{sensor}: for {KEEP_TRYING_S:.0f} s its state changed each time while this command was at it; "
+                    "nothing was done, try again"
+                )
+            await asyncio.sleep(random.uniform(0, pause_s))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _begin(self, reading: _Reading, since: str) -> None:
         if since == "$":

@@ -354,19 +354,24 @@ class TestAcknowledging:
 
     async def test_while_the_worker_is_at_it_both_get_through(self, alerts: Alerts, store: AlertStore) -> None:
         raised = await raise_(store)
-        windows = [window(2 + number, knock=0.9) for number in range(150)]
+        done = asyncio.Event()
 
-        async def worker() -> None:
-            for prediction in windows:
-                await work(store, [prediction], RULES)
+        async def worker() -> int:
+            """One window after another, with no pause at all: harder than any real stream."""
+            number = 2
+            while not done.is_set():
+                await work(store, [window(number, knock=0.9)], RULES)
+                number += 1
+            return number
 
         working = asyncio.create_task(worker())
         await alerts.acknowledge(raised.episode, by="ann")
         await alerts.shelve(SENSOR, "drop", by="ann", for_s=60)
-        await working
+        done.set()
+        windows = await working
         history = only_alerts([item async for item in alerts.history()])
         assert told(history) == [("knock", "raised"), ("knock", "acknowledged"), ("drop", "shelved")]
-        assert (await alerts.sensors())[0].windows == 152
+        assert (await alerts.sensors())[0].windows == windows
 
     @pytest.mark.parametrize("go_on", [False, True], ids=["alone", "and the worker went on"])
     async def test_with_a_lost_answer_is_done_once(
