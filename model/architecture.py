@@ -34,6 +34,9 @@ class FrontEndSpec:
     pre_emphasis: float = 0.97
     log_floor: float = 1e-6  #: added to each mel power before the logarithm
     level: Literal["none", "rms"] = "none"  #: "rms" scales a window to unit RMS first: the sensor's gain cancels
+    #: "mean": each bin minus its mean over time, so that what filters the whole window cancels. "both": that, and beside
+    #: it the means themselves, without their own mean over the bins: what a steady sound has instead of a course.
+    normalise: Literal["mean", "both"] = "mean"
 
     def __post_init__(self) -> None:
         _require(0 < self.sample_rate_hz <= 100_000_000, f"sample_rate_hz is {self.sample_rate_hz}")
@@ -47,6 +50,11 @@ class FrontEndSpec:
         )
         _require(0 <= self.pre_emphasis < 1, f"pre_emphasis is {self.pre_emphasis}")
         _require(0 < self.log_floor < 1, f"log_floor is {self.log_floor}")
+
+    @property
+    def features(self) -> int:
+        """Rows of what goes into the network."""
+        return 2 * self.n_mels if self.normalise == "both" else self.n_mels
 
     @property
     def min_samples(self) -> int:
@@ -92,7 +100,7 @@ class HeadSpec:
         _require(0 < self.scale <= 1_000, f"scale is {self.scale}")
 
 
-def parameter_shapes(dims: EcapaDims, n_mels: int, head: HeadSpec, labels: int) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(dims: EcapaDims, features: int, head: HeadSpec, labels: int) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor in a bundle's weights: network, classifier head, unknown score.
 
     The names are those of `model.network.Recogniser.weights`; a test holds the two together.
@@ -108,7 +116,7 @@ def parameter_shapes(dims: EcapaDims, n_mels: int, head: HeadSpec, labels: int) 
             shapes[f"{name}.{part}"] = (size,)
 
     c, width = dims.channels, dims.channels // dims.scale
-    conv("network.entry.conv", c, n_mels, 5)
+    conv("network.entry.conv", c, features, 5)
     norm("network.entry.norm", c)
     for block in range(len(dims.dilations)):
         name = f"network.blocks.{block}"

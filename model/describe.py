@@ -22,7 +22,7 @@ class LayerRow:
 
 def layer_rows(front_end: FrontEndSpec, dims: EcapaDims, head: HeadSpec, labels: int, samples: int) -> list[LayerRow]:
     """Layers of the whole recogniser in the order of the data, for a window of `samples` samples."""
-    shapes = parameter_shapes(dims, front_end.n_mels, head, labels)
+    shapes = parameter_shapes(dims, front_end.features, head, labels)
     frames = front_end.frames(samples)
 
     def count(name: str) -> int:
@@ -33,7 +33,7 @@ def layer_rows(front_end: FrontEndSpec, dims: EcapaDims, head: HeadSpec, labels:
         LayerRow("samples", f"{samples}", 0),
         LayerRow(
             f"log-mel, n_fft {front_end.n_fft}, window {front_end.win_length}, hop {front_end.hop_length}",
-            f"{front_end.n_mels} × {frames}",
+            f"{front_end.features} × {frames}",
             0,
         ),
         LayerRow("convolution 5, ReLU, BN", f"{c} × {frames}", count("network.entry.")),
@@ -110,7 +110,7 @@ def _facts(card: BundleCard) -> list[str]:
 
 def _table(front_end: FrontEndSpec, dims: EcapaDims, head: HeadSpec, labels: int, samples: int) -> list[str]:
     rows = layer_rows(front_end, dims, head, labels, samples)
-    shapes = parameter_shapes(dims, front_end.n_mels, head, labels)
+    shapes = parameter_shapes(dims, front_end.features, head, labels)
     network, whole = count_parameters(shapes), count_parameters(shapes, "")
     width = max(len(row.layer) for row in rows) + 2
     lines = [f"{'layer':<{width}}{'output':>14}{'parameters':>14}"]

@@ -58,7 +58,8 @@ class FrontEnd(nn.Module):
         Returns
         -------
         features
-            (batch, n_mels, frames) float32, zero beyond each window's own last frame.
+            (batch, spec.features, frames) float32, zero beyond each window's own last frame. First the bins less their
+            means over time; then, where the spec says "both", the means, the same in every frame.
         mask
             (batch, 1, frames) float32, 1 on real frames and 0 beyond; None where all windows are full.
         """
@@ -66,11 +67,17 @@ class FrontEnd(nn.Module):
             samples = samples * _inverse_rms(samples, lengths)
         features = self.log_mel(samples, lengths)
         if lengths is None:
-            return features - features.mean(dim=2, keepdim=True), None
+            mean = features.mean(dim=2, keepdim=True)
+            return self._with_means(features - mean, mean), None
         frames = 1 + lengths // self.spec.hop_length
         mask = (torch.arange(features.shape[2], device=samples.device) < frames[:, None]).to(features.dtype)[:, None]
         mean = (features * mask).sum(dim=2, keepdim=True) / frames[:, None, None]
-        return (features - mean) * mask, mask
+        return self._with_means(features - mean, mean) * mask, mask
+
+    def _with_means(self, course: Tensor, mean: Tensor) -> Tensor:
+        if self.spec.normalise == "mean":
+            return course
+        return torch.cat([course, (mean - mean.mean(dim=1, keepdim=True)).expand_as(course)], dim=1)
 
     def log_mel(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The log-mel spectrogram as it is, without levelling and mean normalisation; arguments as for `forward`.

@@ -109,10 +109,10 @@ class AttentiveStatistics(nn.Module):
 class EcapaTdnn(nn.Module):
     """Mel features to an embedding. At the default sizes 15,444,544 parameters."""
 
-    def __init__(self, dims: EcapaDims, n_mels: int = 80) -> None:
+    def __init__(self, dims: EcapaDims, features: int = 80) -> None:
         super().__init__()
         self.dims = dims
-        self.entry = ConvReluNorm(n_mels, dims.channels, 5)
+        self.entry = ConvReluNorm(features, dims.channels, 5)
         self.blocks = nn.ModuleList(SeRes2Block(dims, dilation) for dilation in dims.dilations)
         self.aggregate = nn.Conv1d(dims.channels * len(dims.dilations), dims.mfa_channels, 1)
         self.pooling = AttentiveStatistics(dims.mfa_channels, dims.attention)
@@ -126,7 +126,7 @@ class EcapaTdnn(nn.Module):
         Parameters
         ----------
         features
-            (batch, n_mels, frames) float32, zero where `mask` is.
+            (batch, features, frames) float32, zero where `mask` is.
         mask
             (batch, 1, frames), 1 on real frames, 0 on padding after them; None: all frames are real.
         """
@@ -176,7 +176,7 @@ class Recogniser(nn.Module):
     def __init__(self, front_end: FrontEndSpec, dims: EcapaDims, head: HeadSpec, labels: int) -> None:
         super().__init__()
         self.front_end = FrontEnd(front_end)
-        self.network = EcapaTdnn(dims, front_end.n_mels)
+        self.network = EcapaTdnn(dims, front_end.features)
         self.head = Head(head, dims.embedding, labels)
         self.unknown = UnknownScore(dims.embedding, labels)
 

@@ -91,6 +91,7 @@ class Augment(_Section, frozen=True):
     mask_band_share: float  #: the widest, in share of the bands
     mask_spans: int  #: and of time
     mask_span_share: float
+    drop_means_share: float  #: windows without the bands' means, where the front end gives them
 
 
 class Optimizer(_Section, frozen=True):

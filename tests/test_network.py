@@ -40,7 +40,7 @@ def test_the_shapes_known_without_torch_are_those_of_the_network(head: HeadSpec,
 
 
 def test_a_padded_window_gives_what_it_gives_alone() -> None:
-    network = EcapaTdnn(SMALL, n_mels=20).double().eval()
+    network = EcapaTdnn(SMALL, features=20).double().eval()
     _trained_looking(network)
     lengths = (1, 3, 17, 40)
     batch = torch.zeros(4, 20, 55, dtype=torch.float64)
@@ -55,7 +55,7 @@ def test_a_padded_window_gives_what_it_gives_alone() -> None:
 
 
 def test_a_mask_of_ones_is_no_mask() -> None:
-    network = EcapaTdnn(SMALL, n_mels=20).double().eval()
+    network = EcapaTdnn(SMALL, features=20).double().eval()
     _trained_looking(network)
     features = torch.randn(2, 20, 30, dtype=torch.float64)
     masked = network(features, torch.ones(2, 1, 30, dtype=torch.float64))
@@ -63,7 +63,7 @@ def test_a_mask_of_ones_is_no_mask() -> None:
 
 
 def test_each_block_is_given_the_sum_of_all_outputs_before_it() -> None:
-    network = EcapaTdnn(SMALL, n_mels=20).eval()
+    network = EcapaTdnn(SMALL, features=20).eval()
     inputs: list[Tensor] = []
     outputs: list[Tensor] = []
     network.entry.register_forward_hook(lambda module, given, output: outputs.append(output))
@@ -76,7 +76,7 @@ def test_each_block_is_given_the_sum_of_all_outputs_before_it() -> None:
 
 
 def test_constant_features_give_finite_embeddings_and_gradients() -> None:
-    network = EcapaTdnn(SMALL, n_mels=20).train()
+    network = EcapaTdnn(SMALL, features=20).train()
     features = torch.zeros(3, 20, 30, requires_grad=True)
     network(features).square().sum().backward()
     assert features.grad is not None

@@ -1,0 +1,1 @@
+"""What `docs/results.md` says, each figure by one command."""
