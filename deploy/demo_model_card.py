@@ -29,7 +29,7 @@ The eight positions of the demo are in none of these.
 
 Every second window lies anywhere around its event, the others cut it somewhere within 0.3 to 40 ms after an impact. A
 window in which an event stands out from the noise carries its label, however little of it there is; windows in doubt
-are left out. Label counts are balanced in training; augmentation is a time shift of up to {margin_ms:.1f} ms,
+are left out. Label counts are balanced in training; augmentation is a time shift of up to {shift_ms:.1f} ms,
 polarity, short random filters and coloured noise at 0 to 40 dB.
 
 ## Results on positions that were heard in neither training nor validation
@@ -63,8 +63,11 @@ that differ in the last digits and recognise the same.
 """
 
 
-def model_card(card: BundleCard, parameters: int, margin_samples: int, found: Scores, rehearsal: Rehearsal) -> str:
-    """Markdown. `found` is of single windows and `rehearsal` of streams, both at the test positions."""
+def model_card(card: BundleCard, parameters: int, shift_share: float, found: Scores, rehearsal: Rehearsal) -> str:
+    """Markdown. `found` is of single windows and `rehearsal` of streams, both at the test positions.
+
+    `shift_share` of a window's length is how far training moved it at most, either way.
+    """
     positions = "\n".join(f"- {part} positions: {which}" for part, which in card.training.positions.items())
     streams = rehearsal.as_card()
     return _TEXT.format(
@@ -79,7 +82,7 @@ def model_card(card: BundleCard, parameters: int, margin_samples: int, found: Sc
         threshold=card.unknown.threshold,
         data=card.training.data[0].upper() + card.training.data[1:],
         positions=positions,
-        margin_ms=1e3 * margin_samples / card.rate_hz,
+        shift_ms=1e3 * shift_share * card.window_samples / card.rate_hz,
         windows=int(found.confusion.sum()),
         table=found.table(card.label_names),
         stream_windows=streams["windows"],

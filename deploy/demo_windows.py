@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.bundle import PAPER_LABELS
-from model.train import LabelledWindows
+from model.dataset import WindowSet
 from producers.event_waveforms import EventKind
 from producers.propagation import Position
 from producers.simulator import RATE_HZ, Interval, PlannedEvent, SensorSimulator, interval_of
@@ -36,11 +36,10 @@ class WindowsSpec:
     events: int = 3  #: of each kind
     placements: int = 4  #: of each event
     backgrounds: int = 32
-    margin: int = 0  #: samples that each window is longer, for the time shift
 
 
-def labelled_windows(positions: Sequence[Position], spec: WindowsSpec, seed: int) -> LabelledWindows:
-    """Windows of all positions; the group of a window is its position's name.
+def labelled_windows(positions: Sequence[Position], spec: WindowsSpec, seed: int, split: str = "") -> WindowSet:
+    """Windows of all positions, as one part of a data set; a position counts as one recording.
 
     A window in which an event stands out has the event's label, however little of it there is: what the first
     millisecond of an event does not tell must come out as a doubt of the network, not as a habit of the data. A window
@@ -48,13 +47,23 @@ def labelled_windows(positions: Sequence[Position], spec: WindowsSpec, seed: int
     """
     windows: list[Samples] = []
     labels: list[int] = []
-    groups: list[str] = []
+    names: list[str] = []
     for position in positions:
         for window, label in _of_position(position, spec, np.random.default_rng([seed, position.seed])):
             windows.append(window)
             labels.append(label)
-            groups.append(position.name)
-    return LabelledWindows(np.stack(windows), np.array(labels), np.array(groups))
+            names.append(position.name)
+    return WindowSet(
+        windows=np.stack(windows),
+        lengths=np.full(len(windows), WINDOW_SAMPLES),
+        labels=np.array(labels, dtype=np.int64),
+        label_names=LABELS,
+        rate_hz=float(RATE_HZ),
+        recordings=np.array(names),
+        sensors=np.array(names),
+        positions=np.array(names),
+        splits=np.full(len(windows), split),
+    )
 
 
 def _of_position(position: Position, spec: WindowsSpec, rng: np.random.Generator) -> Iterator[tuple[Samples, int]]:
@@ -64,7 +73,7 @@ def _of_position(position: Position, spec: WindowsSpec, rng: np.random.Generator
     quiet = SensorSimulator(position.name, position, seed=int(rng.integers(2**31)))
     for _ in range(spec.backgrounds):
         start = int(rng.integers(1000 * WINDOW_SAMPLES))
-        yield quiet.samples(start, start + WINDOW_SAMPLES + spec.margin), 0
+        yield quiet.samples(start, start + WINDOW_SAMPLES), 0
 
 
 def _of_event(
@@ -78,10 +87,9 @@ def _of_event(
     noise = SensorSimulator(position.name, position, RATE_HZ, noise_seed).samples(begin, end)
     loudness = _gain_of_frames(heard, noise)
     for number in range(spec.placements):
-        length = WINDOW_SAMPLES + spec.margin
         # An onset may be fainter than what stands out, and so lie a little before the part that was rendered.
-        start = min(max(_placement(number, interval, rng) - begin - spec.margin // 2, 0), len(heard) - length)
-        stop = start + length
+        start = min(max(_placement(number, interval, rng) - begin, 0), len(heard) - WINDOW_SAMPLES)
+        stop = start + WINDOW_SAMPLES
         gains = loudness[-(-start // FRAME_SAMPLES) : stop // FRAME_SAMPLES]
         loudest, total = float(gains.max()), float(gains.sum())
         if loudest >= AUDIBLE_GAIN and total >= AUDIBLE_TOTAL:

@@ -45,19 +45,42 @@ def build_engine(settings: Settings, bundle: str | None = None) -> Engine:
     )
 
 
-async def run_worker(settings: Settings, engine: Engine) -> None:
-    """Run a worker until SIGTERM or SIGINT."""
+async def run_worker(settings: Settings, bundle: str | None = None) -> None:
+    """Run a worker until SIGTERM or SIGINT, with the model that was ordered or else the one named here.
+
+    Raises
+    ------
+    BundleError, RulesError
+        If the model cannot be used.
+    deploy.topics.TopicError, KafkaError
+        If Kafka is away for long, or refuses.
+    redis.exceptions.RedisError
+        If Redis does not let this user in.
+    """
     from deploy.topics import await_topics
+    from model.bundle import demo_bundle_path
     from stream.alert_store import AlertStore
+    from stream.model_board import ModelBoard
+    from stream.model_rollout import Loader, Rollout, await_orders, starting_model
+    from stream.shadow import Shadow
     from stream.worker import Worker, WorkerTopics
 
-    await await_topics(settings.kafka)
-    store = AlertStore(
-        settings.redis.url.get_secret_value(), settings.redis.prefix, keep_alerts=settings.redis.keep_alerts
+    url, prefix = settings.redis.url.get_secret_value(), settings.redis.prefix
+    own = settings.bundle_path(bundle).absolute()
+    loader = Loader(
+        places=(own, demo_bundle_path()),
+        store=settings.model.store.expanduser(),
+        engine=lambda folder: build_engine(settings, str(folder)),
+        rules=lambda card: alarm_rules(settings, card),
     )
+    board = ModelBoard(url, prefix)
+    model, answer = starting_model((await await_orders(board)).live, own, loader)
+    await await_topics(settings.kafka)
+    store = AlertStore(url, prefix, keep_alerts=settings.redis.keep_alerts)
+    shadow = Shadow(client_options=settings.kafka.client_options(), topic=settings.kafka.shadow_predictions_topic)
     worker = Worker(
-        engine=engine,
-        rules=alarm_rules(settings, engine.card),
+        model=model,
+        shadow=shadow,
         store=store,
         client_options=settings.kafka.client_options(),
         topics=WorkerTopics(
@@ -68,9 +91,18 @@ async def run_worker(settings: Settings, engine: Engine) -> None:
         batch_delay_s=settings.worker.batch_delay_ms / 1000,
         feature_threshold_db_ae=settings.worker.feature_threshold_db_ae,
     )
+    rollout = Rollout(
+        board=board, worker=worker, shadow=shadow, loader=loader, group=settings.worker.group, answer=answer
+    )
+    following = asyncio.create_task(rollout.run(), name="rollout")
     try:
         await worker.run(stop_on_signals())
     finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await rollout.leave()
+        await shadow.close()
+        await board.close()
         await store.close()
 
 

@@ -48,6 +48,9 @@ class KafkaSettings(Section):
     frames_topic: str = Field("ae.frames", description="what sensors publish")
     windows_topic: str = Field("ae.windows", description="what the window agent publishes")
     predictions_topic: str = Field("ae.predictions", description="what the worker publishes")
+    shadow_predictions_topic: str = Field(
+        "ae.predictions.shadow", description="what the worker's shadow model says, where one runs"
+    )
     deadletter_topic: str = Field("ae.deadletter", description="input that could not be used, with the reason")
     partitions: int = Field(4, ge=1, le=1000, description="partitions of a topic that has to be created")
     replication_factor: int = Field(1, ge=1, le=10, description="copies of a topic that has to be created")
@@ -88,6 +91,7 @@ class ModelSettings(Section):
     """Which model, and on what it runs."""
 
     bundle: str = Field("demo", description="folder of a model bundle, or 'demo' for the one that comes along")
+    store: Path = Field(Path("~/.local/state/aewatch/models"), description="folder of bundles, each under its version")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, …")
     precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="arithmetic of the network")
     threads: int | None = Field(

@@ -1,4 +1,4 @@
-"""The four topics: made where they are missing, left alone where they exist."""
+"""The five topics: made where they are missing, left alone where they exist."""
 
 from __future__ import annotations
 
@@ -104,6 +104,7 @@ def _wanted(kafka: KafkaSettings) -> dict[str, int | None]:
         kafka.frames_topic: LARGEST_MESSAGE_BYTES,
         kafka.windows_topic: LARGEST_MESSAGE_BYTES,
         kafka.predictions_topic: None,
+        kafka.shadow_predictions_topic: None,
         kafka.deadletter_topic: LARGEST_MESSAGE_BYTES,
     }
 

@@ -8,6 +8,10 @@ from typing import Literal
 
 MAX_CHANNELS = 8192
 MAX_FFT = 65_536
+STATISTICS = 20  #: numbers that `model.window_statistics` gives
+
+#: Ways to tell how strange a window is; see `model.unknown`.
+UnknownKind = Literal["mahalanobis", "prototype", "cosine", "energy", "max_logit", "max_softmax"]
 
 
 def _require(holds: bool, problem: str) -> None:
@@ -34,9 +38,10 @@ class FrontEndSpec:
     pre_emphasis: float = 0.97
     log_floor: float = 1e-6  #: added to each mel power before the logarithm
     level: Literal["none", "rms"] = "none"  #: "rms" scales a window to unit RMS first: the sensor's gain cancels
-    #: "mean": each bin minus its mean over time, so that what filters the whole window cancels. "both": that, and beside
-    #: it the means themselves, without their own mean over the bins: what a steady sound has instead of a course.
-    normalise: Literal["mean", "both"] = "mean"
+    #: "window": beside the course of the bins, whose means over time are taken off, rows that are the same in every
+    #: frame: those means (less their own), how much each bin varies, and statistics of the window; all of it
+    #: standardised over the training windows.
+    context: Literal["none", "window"] = "none"
 
     def __post_init__(self) -> None:
         _require(0 < self.sample_rate_hz <= 100_000_000, f"sample_rate_hz is {self.sample_rate_hz}")
@@ -54,7 +59,12 @@ class FrontEndSpec:
     @property
     def features(self) -> int:
         """Rows of what goes into the network."""
-        return 2 * self.n_mels if self.normalise == "both" else self.n_mels
+        return self.n_mels + self.context_rows
+
+    @property
+    def context_rows(self) -> int:
+        """Rows of them that are the same in every frame."""
+        return 2 * self.n_mels + STATISTICS if self.context == "window" else 0
 
     @property
     def min_samples(self) -> int:
@@ -77,6 +87,10 @@ class EcapaDims:
     scale: int = 8  #: groups of a Res2 convolution
     se_bottleneck: int = 128
     dilations: tuple[int, ...] = (2, 3, 4)  #: one SE-Res2 block each
+    #: "paper" is TaoRuijie/ECAPA-TDNN's. In "speechbrain", for weights that were trained so, a block is given the
+    #: output of the one before it instead of the sum of all; convolutions see their input mirrored at the ends instead
+    #: of zeros; spreads over time are those of the frames themselves, and may be next to nothing.
+    variant: Literal["paper", "speechbrain"] = "paper"
 
     def __post_init__(self) -> None:
         for name in ("channels", "mfa_channels", "attention", "embedding", "se_bottleneck"):
@@ -100,8 +114,12 @@ class HeadSpec:
         _require(0 < self.scale <= 1_000, f"scale is {self.scale}")
 
 
-def parameter_shapes(dims: EcapaDims, features: int, head: HeadSpec, labels: int) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(
+    dims: EcapaDims, features: int, head: HeadSpec, labels: int, context_rows: int = 0
+) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor in a bundle's weights: network, classifier head, unknown score.
+
+    Where the front end gives rows of context, also their standardisation and the linear recogniser on them.
 
     The names are those of `model.network.Recogniser.weights`; a test holds the two together.
     """
@@ -139,6 +157,10 @@ def parameter_shapes(dims: EcapaDims, features: int, head: HeadSpec, labels: int
     shapes["head.weight"] = (labels, dims.embedding)
     if head.kind == "linear":
         shapes["head.bias"] = (labels,)
+    if context_rows:
+        shapes["front_end.context_mean"] = shapes["front_end.context_scale"] = (context_rows,)
+        shapes["statistics.weight"] = (labels, context_rows)
+        shapes["statistics.bias"] = (labels,)
     shapes["unknown.means"] = (labels, dims.embedding)
     shapes["unknown.whitening"] = (dims.embedding, dims.embedding)
     return shapes
@@ -146,7 +168,7 @@ def parameter_shapes(dims: EcapaDims, features: int, head: HeadSpec, labels: int
 
 def count_parameters(shapes: dict[str, tuple[int, ...]], prefix: str = "network.") -> int:
     """Trainable parameters under `prefix`; statistics of batch norms and of the unknown score are not trained."""
-    statistics = ("running_mean", "running_var", "unknown.means", "unknown.whitening")
+    statistics = ("running_mean", "running_var", "unknown.means", "unknown.whitening", "context_mean", "context_scale")
     return sum(
         math.prod(shape) for name, shape in shapes.items() if name.startswith(prefix) and not name.endswith(statistics)
     )

@@ -1,6 +1,8 @@
 """A trained model as a folder: `model.json` says what it is, `model.safetensors` holds its weights. Needs no torch.
 
-The version is a hash of both, so a bundle whose parts do not belong together, or that was edited, is refused.
+The version is a hash of both, so a bundle whose parts do not belong together, or that was edited, is refused. It is
+taken from what the files say, not from what this program makes of them: a field that a later program knows, with a
+default for the bundles that lack it, leaves their versions as they are.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import math
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +23,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from model.architecture import EcapaDims, FrontEndSpec, HeadSpec, parameter_shapes
+from model.architecture import EcapaDims, FrontEndSpec, HeadSpec, UnknownKind, parameter_shapes
 
 FORMAT = 1
 CARD_FILE = "model.json"
@@ -59,7 +62,7 @@ PAPER_LABELS = (
 class UnknownRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """When a window counts as none of the labels: its score, from `model.unknown`, is over the threshold."""
 
-    kind: Literal["mahalanobis"]
+    kind: UnknownKind
     threshold: float
 
 
@@ -72,6 +75,10 @@ class TrainingRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int
     positions: dict[str, str]  #: part of the data ("train", "validation", "test") → its sensor positions in words
     date: str  #: ISO 8601
+    counts: dict[str, dict[str, int]] = {}  #: part of the data → windows of each label
+    recordings: dict[str, tuple[str, ...]] = {}  #: part of the data → what was heard; a part with very many is left out
+    split: str = ""  #: how the parts were made: "recording", "sensor", "position", "random windows", …
+    recipe: str = ""  #: TOML, every value resolved; see `model.recipe`
 
 
 class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,7 +86,7 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     format: int = FORMAT
     name: str
-    version: str = ""  #: first 16 hex digits of the SHA-256 of card and weights
+    version: str = ""  #: first 16 hex digits of the SHA-256 of card, as the file has it, and weights
     front_end: FrontEndSpec
     network: EcapaDims
     head: HeadSpec
@@ -130,11 +137,9 @@ class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor in the weights."""
-        return parameter_shapes(self.network, self.front_end.n_mels, self.head, len(self.labels))
-
-
-class _Format(msgspec.Struct):
-    format: int
+        return parameter_shapes(
+            self.network, self.front_end.features, self.head, len(self.labels), self.front_end.context_rows
+        )
 
 
 def demo_bundle_path() -> Path:
@@ -150,18 +155,7 @@ def read_card(bundle: str | os.PathLike[str]) -> BundleCard:
     BundleError
         If it is missing, too large, not JSON, of another format version, or a field is missing or wrong.
     """
-    path = Path(bundle) / CARD_FILE
-    data = _read(path, MAX_CARD_BYTES)
-    try:
-        found = msgspec.json.decode(data, type=_Format).format
-    except msgspec.DecodeError as error:
-        raise BundleError(f"{path}: not a model card: {error}") from error
-    if found != FORMAT:
-        raise BundleError(f"{path}: format version {found}, this program reads {FORMAT}; install a matching aewatch")
-    try:
-        return msgspec.json.decode(data, type=BundleCard)
-    except msgspec.DecodeError as error:
-        raise BundleError(f"{path}: {error}") from error
+    return _read_card(Path(bundle) / CARD_FILE)[0]
 
 
 def load_weights(bundle: str | os.PathLike[str], card: BundleCard | None = None) -> Weights:
@@ -172,14 +166,19 @@ def load_weights(bundle: str | os.PathLike[str], card: BundleCard | None = None)
     bundle
         The folder.
     card
-        What `read_card` gave, if it was read already.
+        What `read_card` gave, if it was read already: the weights are then those of that card, or an error.
 
     Raises
     ------
     BundleError
         If a file is missing, larger than the card's sizes make it, damaged, or does not belong to the card.
     """
-    card = card or read_card(bundle)
+    found, content = _read_card(Path(bundle) / CARD_FILE)
+    if card is not None and card.version != found.version:
+        raise BundleError(
+            f"{Path(bundle)}: now version {found.version or 'nothing'}, no longer {card.version}; read its card again"
+        )
+    card = card or found
     path = Path(bundle) / WEIGHTS_FILE
     expected = card.shapes
     size = 8 * sum(math.prod(shape) for shape in expected.values())
@@ -193,7 +192,7 @@ def load_weights(bundle: str | os.PathLike[str], card: BundleCard | None = None)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise BundleError(f"{path}: not a safetensors file: {error}") from error
     _check_weights(weights, expected, str(path))
-    version = _version(card, data)
+    version = _version(content, data)
     if version != card.version:
         raise BundleError(
             f"{path}: card and weights hash to {version}, the card says {card.version or 'nothing'}; "
@@ -222,7 +221,7 @@ def write_bundle(
     arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
     _check_weights(arrays, card.shapes, str(folder / WEIGHTS_FILE))
     data = safetensors.numpy.save(arrays)
-    card = msgspec.structs.replace(card, version=_version(card, data))
+    card = msgspec.structs.replace(card, version=_version(msgspec.to_builtins(card), data))
     files = {WEIGHTS_FILE: data, CARD_FILE: msgspec.json.format(msgspec.json.encode(card), indent=2) + b"\n"}
     if readme is not None:
         files = {"README.md": readme.encode(), **files}
@@ -256,8 +255,28 @@ def _read(path: Path, limit: int) -> bytes:
         ) from error
 
 
-def _version(card: BundleCard, weights: bytes) -> str:
-    unversioned = msgspec.json.encode(msgspec.structs.replace(card, version=""), order="sorted")
+def _read_card(path: Path) -> tuple[BundleCard, dict[str, Any]]:
+    """The card, and what the file says word for word."""
+    data = _read(path, MAX_CARD_BYTES)
+    try:
+        content = msgspec.json.decode(data, type=dict[str, Any])
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{path}: not a model card: {error}") from error
+    if (found := content.get("format")) != FORMAT:
+        raise BundleError(f"{path}: format version {found}, this program reads {FORMAT}; install a matching aewatch")
+    try:
+        card = msgspec.convert(content, type=BundleCard)
+    except msgspec.ValidationError as error:
+        raise BundleError(f"{path}: {error}") from error
+    # msgspec passes over what a dataclass does not know; here it would be a choice about the network that is not made.
+    for section, known in (("front_end", FrontEndSpec), ("network", EcapaDims), ("head", HeadSpec)):
+        if unknown := sorted(content[section].keys() - {field.name for field in fields(known)}):
+            raise BundleError(f"{path}: {section} has {', '.join(unknown)}, unknown here; install a later aewatch")
+    return card, content
+
+
+def _version(content: dict[str, Any], weights: bytes) -> str:
+    unversioned = msgspec.json.encode({**content, "version": ""}, order="sorted")
     digest = hashlib.sha256(unversioned)
     digest.update(hashlib.sha256(weights).digest())
     return digest.hexdigest()[:16]

@@ -22,7 +22,7 @@ class LayerRow:
 
 def layer_rows(front_end: FrontEndSpec, dims: EcapaDims, head: HeadSpec, labels: int, samples: int) -> list[LayerRow]:
     """Layers of the whole recogniser in the order of the data, for a window of `samples` samples."""
-    shapes = parameter_shapes(dims, front_end.features, head, labels)
+    shapes = parameter_shapes(dims, front_end.features, head, labels, front_end.context_rows)
     frames = front_end.frames(samples)
 
     def count(name: str) -> int:
@@ -110,7 +110,7 @@ def _facts(card: BundleCard) -> list[str]:
 
 def _table(front_end: FrontEndSpec, dims: EcapaDims, head: HeadSpec, labels: int, samples: int) -> list[str]:
     rows = layer_rows(front_end, dims, head, labels, samples)
-    shapes = parameter_shapes(dims, front_end.features, head, labels)
+    shapes = parameter_shapes(dims, front_end.features, head, labels, front_end.context_rows)
     network, whole = count_parameters(shapes), count_parameters(shapes, "")
     width = max(len(row.layer) for row in rows) + 2
     lines = [f"{'layer':<{width}}{'output':>14}{'parameters':>14}"]

@@ -20,7 +20,7 @@ from torch import Tensor
 from model.batching import LONGEST_SAMPLES, Bucket, batch_shapes, bucket_for, cover
 from model.bundle import load_weights, read_card
 from model.denormals import flushed_denormals
-from model.device import choose, sensible_threads
+from model.device import Choice, choose, sensible_threads
 from model.host_memory import keep_freed_memory
 from model.network import Recogniser
 
@@ -99,7 +99,7 @@ class Engine:
             torch.backends.cudnn.benchmark = False
             torch.backends.cudnn.allow_tf32 = False
         card = self.card
-        self._model = Recogniser(card.front_end, card.network, card.head, len(card.labels))
+        self._model = Recogniser(card.front_end, card.network, card.head, len(card.labels), card.unknown.kind)
         self._model.load_state_dict(
             {name: torch.from_numpy(array) for name, array in load_weights(bundle, card).items()}
         )
@@ -143,10 +143,20 @@ class Engine:
                     inference.embeddings[rows] = embeddings[: len(rows)]
         return inference
 
-    def warm_up(self) -> None:
-        """Check the batch sizes for the model's own window length now, instead of when the first window comes."""
+    @property
+    def choice(self) -> Choice:
+        """Device and precision that it computes in, and why."""
+        return self._choice
+
+    def warm_up(self, like: Engine | None = None) -> None:
+        """Check the batch sizes for the model's own window length now, instead of when the first window comes.
+
+        With `like`, an engine whose place this one is to take, for all lengths that one has met as well.
+        """
+        met = [] if like is None else [bucket.samples for bucket in list(like._shapes)]
         with self._lock:
-            self._checked(self._bucket(self.card.window_samples))
+            for samples in (self.card.window_samples, *met):
+                self._checked(self._bucket(samples))
 
     def describe(self) -> str:
         """Model, device, precision, threads, and the batch sizes in use with the reason, a line each."""
@@ -208,14 +218,14 @@ class Engine:
             real = None if bucket.exact else torch.from_numpy(lengths).to(device)
             logits, embeddings = self._forward(samples, real)
             probabilities = torch.softmax(logits / self.card.temperature, dim=1)
-            scores = self._model.unknown(embeddings)
+            scores = self._model.unknown(embeddings, logits)
             return _numpy(probabilities), _numpy(scores), _numpy(embeddings)
 
     def _forward(self, samples: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         features, mask = self._model.front_end(samples, lengths)
         with self._autocast():
             embeddings = self._model.network(features, mask)
-        return self._model.head(embeddings.float()), embeddings.float()
+        return self._model.logits(embeddings.float(), features), embeddings.float()
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._choice.precision == "float32":

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import torch
 import torchaudio.functional as audio
 from torch import Tensor, nn
 
 from model.architecture import FrontEndSpec
+from model.window_statistics import window_statistics
 
 __all__ = ["FrontEnd", "FrontEndSpec", "mel_filters"]
+
+MIN_DEVIATION = 1e-6
+FAR = 6.0  # standard deviations
 
 
 def mel_filters(spec: FrontEndSpec) -> Tensor:
@@ -33,17 +38,31 @@ def mel_filters(spec: FrontEndSpec) -> Tensor:
     return filters.T.contiguous()
 
 
+class _Course(NamedTuple):
+    """What the log-mel spectrogram of a batch comes apart into."""
+
+    bins: Tensor  #: (batch, n_mels, frames), less their means over time, zero beyond each window's end
+    mean: Tensor  #: (batch, n_mels), over time
+    deviation: Tensor  #: (batch, n_mels), over time; means nothing where the spec asks for no context
+    mask: Tensor | None  #: as `FrontEnd.forward` gives it
+
+
 class FrontEnd(nn.Module):
     """Pre-emphasis, power spectrogram (centred frames, reflected ends), mel filters, log, mean normalisation."""
 
     window: Tensor
     filters: Tensor
+    context_mean: Tensor
+    context_scale: Tensor
 
     def __init__(self, spec: FrontEndSpec) -> None:
         super().__init__()
         self.spec = spec
         self.register_buffer("window", torch.hamming_window(spec.win_length), persistent=False)
         self.register_buffer("filters", mel_filters(spec), persistent=False)
+        if spec.context_rows:
+            self.register_buffer("context_mean", torch.zeros(spec.context_rows))
+            self.register_buffer("context_scale", torch.ones(spec.context_rows))
 
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Features of a batch of windows.
@@ -58,26 +77,53 @@ class FrontEnd(nn.Module):
         Returns
         -------
         features
-            (batch, spec.features, frames) float32, zero beyond each window's own last frame. First the bins less their
-            means over time; then, where the spec says "both", the means, the same in every frame.
+            (batch, spec.features, frames) float32, zero beyond each window's own last frame: the bins less their means
+            over time, and then the rows of context, if the spec asks for any.
         mask
             (batch, 1, frames) float32, 1 on real frames and 0 beyond; None where all windows are full.
         """
+        course = self._course(samples, lengths)
+        bins, mask = course.bins, course.mask
+        if self.spec.context == "none":
+            return bins, mask
+        context = self.standardised(self._context(samples, lengths, course))
+        rows = context[:, :, None].expand(-1, -1, bins.shape[2])
+        return torch.cat([bins, rows if mask is None else rows * mask], dim=1), mask
+
+    def context(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The rows of context before they are standardised, (batch, context_rows); arguments as for `forward`."""
+        return self._context(samples, lengths, self._course(samples, lengths))
+
+    def standardise(self, context: Tensor) -> None:
+        """Take mean and deviation of each row of context over training windows, (windows, context_rows)."""
+        self.context_mean.copy_(context.mean(dim=0))
+        self.context_scale.copy_(1.0 / context.std(dim=0).clamp(min=MIN_DEVIATION))
+
+    def standardised(self, context: Tensor) -> Tensor:
+        """Rows of context (windows, context_rows) as the network sees them."""
+        # What is far outside of all that training heard says so, and no more: a row must not drown the others.
+        return ((context - self.context_mean) * self.context_scale).clamp(-FAR, FAR)
+
+    def _context(self, samples: Tensor, lengths: Tensor | None, course: _Course) -> Tensor:
+        level = course.mean.mean(dim=1, keepdim=True)
+        statistics = window_statistics(samples, lengths)
+        return torch.cat([course.mean - level, course.deviation, statistics], dim=1)
+
+    def _course(self, samples: Tensor, lengths: Tensor | None) -> _Course:
         if self.spec.level == "rms":
             samples = samples * _inverse_rms(samples, lengths)
         features = self.log_mel(samples, lengths)
         if lengths is None:
-            mean = features.mean(dim=2, keepdim=True)
-            return self._with_means(features - mean, mean), None
-        frames = 1 + lengths // self.spec.hop_length
-        mask = (torch.arange(features.shape[2], device=samples.device) < frames[:, None]).to(features.dtype)[:, None]
-        mean = (features * mask).sum(dim=2, keepdim=True) / frames[:, None, None]
-        return self._with_means(features - mean, mean) * mask, mask
-
-    def _with_means(self, course: Tensor, mean: Tensor) -> Tensor:
-        if self.spec.normalise == "mean":
-            return course
-        return torch.cat([course, (mean - mean.mean(dim=1, keepdim=True)).expand_as(course)], dim=1)
+            mean = features.mean(dim=2)
+            bins, mask = features - mean[:, :, None], None
+            power = bins.square().mean(dim=2) if self.spec.context_rows else mean
+        else:
+            frames = (1 + lengths // self.spec.hop_length)[:, None]
+            mask = (torch.arange(features.shape[2], device=samples.device) < frames).to(features.dtype)[:, None]
+            mean = (features * mask).sum(dim=2) / frames
+            bins = (features - mean[:, :, None]) * mask
+            power = bins.square().sum(dim=2) / frames if self.spec.context_rows else mean
+        return _Course(bins, mean, power.clamp(min=0).sqrt(), mask)
 
     def log_mel(self, samples: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The log-mel spectrogram as it is, without levelling and mean normalisation; arguments as for `forward`.

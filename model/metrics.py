@@ -24,9 +24,27 @@ class Scores:
     f1: Shares
 
     @property
+    def support(self) -> Counts:
+        """Windows of each label."""
+        windows: Counts = self.confusion.sum(axis=1)
+        return windows
+
+    @property
     def macro_f1(self) -> float:
-        """Mean of F1 over the labels: each counts the same however rare it is."""
-        return float(self.f1.mean())
+        """Mean of F1 over the labels that have windows: each counts the same however rare it is."""
+        there = self.support > 0
+        return float(self.f1[there].mean()) if there.any() else 0.0
+
+    @property
+    def weighted_f1(self) -> float:
+        """Mean of F1 over the windows: each label counts by how many it has."""
+        return float(_share(self.f1 @ self.support, self.support.sum()))
+
+    @property
+    def weakest_recall(self) -> float:
+        """The smallest recall of the labels that have windows."""
+        there = self.support > 0
+        return float(self.recall[there].min()) if there.any() else 0.0
 
     def as_card(self, labels: Sequence[str]) -> dict[str, Any]:
         """For the metrics of a bundle's card, rounded to four digits."""

@@ -6,19 +6,25 @@ longer batch gives what it gives alone: beyond its end there is exactly the zero
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.architecture import EcapaDims, FrontEndSpec, HeadSpec
+from model.architecture import EcapaDims, FrontEndSpec, HeadSpec, UnknownKind
 from model.front_end import FrontEnd
 from model.unknown import UnknownScore
 
 __all__ = ["EcapaDims", "EcapaTdnn", "Head", "HeadSpec", "Recogniser"]
 
-MIN_VARIANCE = 1e-4  # keeps the square root's gradient finite on constant features
+# Keeps the square root's gradient finite on constant features.
+MIN_VARIANCE = {"paper": 1e-4, "speechbrain": 1e-12}
+
+
+DOUBT = 0.05
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -32,16 +38,28 @@ def _mean_over_time(x: Tensor, mask: Tensor | None) -> Tensor:
     return (x * mask).sum(dim=2, keepdim=True) / mask.sum(dim=2, keepdim=True)
 
 
+def _mirrored_ends(x: Tensor, mask: Tensor | None, width: int) -> Tensor:
+    """Each window mirrored at its own two ends: (batch, channels, frames + 2 * width)."""
+    last: Tensor | int = x.shape[2] - 1 if mask is None else mask.sum(dim=2).long() - 1
+    place = torch.arange(-width, x.shape[2] + width, device=x.device).abs()
+    source = (last - (last - place).abs()).clamp(min=0)
+    return x.gather(2, source.expand(len(x), -1)[:, None].expand(-1, x.shape[1], -1))
+
+
 class ConvReluNorm(nn.Module):
     """Convolution that keeps the number of frames, ReLU, batch norm; zero on padded frames."""
 
-    def __init__(self, into: int, out: int, kernel: int, dilation: int = 1) -> None:
+    def __init__(self, into: int, out: int, kernel: int, dilation: int = 1, *, mirrored: bool = False) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(into, out, kernel, dilation=dilation, padding=dilation * (kernel // 2))
+        width = dilation * (kernel // 2)
+        self.mirrored = width if mirrored else 0  #: frames beyond each end that are mirror images, not zeros
+        self.conv = nn.Conv1d(into, out, kernel, dilation=dilation, padding=0 if mirrored else width)
         self.norm = nn.BatchNorm1d(out)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(batch, into, frames) → (batch, out, frames)."""
+        if self.mirrored:
+            x = _mirrored_ends(x, mask, self.mirrored)
         return _masked(self.norm(torch.relu(self.conv(x))), mask)
 
 
@@ -66,7 +84,10 @@ class SeRes2Block(nn.Module):
         super().__init__()
         self.width = dims.channels // dims.scale
         self.widen = ConvReluNorm(dims.channels, dims.channels, 1)
-        self.groups = nn.ModuleList(ConvReluNorm(self.width, self.width, 3, dilation) for _ in range(dims.scale - 1))
+        self.groups = nn.ModuleList(
+            ConvReluNorm(self.width, self.width, 3, dilation, mirrored=dims.variant == "speechbrain")
+            for _ in range(dims.scale - 1)
+        )
         self.merge = ConvReluNorm(dims.channels, dims.channels, 1)
         self.excite = SqueezeExcite(dims.channels, dims.se_bottleneck)
 
@@ -85,8 +106,11 @@ class SeRes2Block(nn.Module):
 class AttentiveStatistics(nn.Module):
     """Mean and standard deviation over time, each frame weighted, per channel, by attention with global context."""
 
-    def __init__(self, channels: int, bottleneck: int) -> None:
+    def __init__(self, channels: int, bottleneck: int, variant: Literal["paper", "speechbrain"] = "paper") -> None:
         super().__init__()
+        self.min_variance = MIN_VARIANCE[variant]
+        # Frames spread about their own mean less than about the true one, as if there were one frame fewer.
+        self.lost_frames = 1 if variant == "paper" else 0
         self.squeeze = nn.Conv1d(3 * channels, bottleneck, 1)
         self.norm = nn.BatchNorm1d(bottleneck)
         self.expand = nn.Conv1d(bottleneck, channels, 1)
@@ -95,7 +119,9 @@ class AttentiveStatistics(nn.Module):
         """(batch, channels, frames) → (batch, 2 * channels, 1)."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 loses too much in sums over many frames
         mean = _mean_over_time(x, mask)
-        deviation = _mean_over_time((x - mean).square(), mask).clamp(min=MIN_VARIANCE).sqrt()
+        squares = _masked((x - mean).square(), mask).sum(dim=2, keepdim=True)
+        frames = torch.full_like(mean[:1, :1], x.shape[2]) if mask is None else mask.sum(dim=2, keepdim=True)
+        deviation = (squares / (frames - self.lost_frames).clamp(min=1)).clamp(min=self.min_variance).sqrt()
         context = torch.cat([x, mean.expand_as(x), deviation.expand_as(x)], dim=1)
         scores = self.expand(torch.tanh(self.norm(torch.relu(self.squeeze(context)))))
         if mask is not None:
@@ -103,7 +129,7 @@ class AttentiveStatistics(nn.Module):
         weights = torch.softmax(scores, dim=2)
         weighted_mean = (weights * x).sum(dim=2, keepdim=True)
         variance = (weights * (x - weighted_mean).square()).sum(dim=2, keepdim=True)
-        return torch.cat([weighted_mean, variance.clamp(min=MIN_VARIANCE).sqrt()], dim=1)
+        return torch.cat([weighted_mean, variance.clamp(min=self.min_variance).sqrt()], dim=1)
 
 
 class EcapaTdnn(nn.Module):
@@ -112,10 +138,10 @@ class EcapaTdnn(nn.Module):
     def __init__(self, dims: EcapaDims, features: int = 80) -> None:
         super().__init__()
         self.dims = dims
-        self.entry = ConvReluNorm(features, dims.channels, 5)
+        self.entry = ConvReluNorm(features, dims.channels, 5, mirrored=dims.variant == "speechbrain")
         self.blocks = nn.ModuleList(SeRes2Block(dims, dilation) for dilation in dims.dilations)
         self.aggregate = nn.Conv1d(dims.channels * len(dims.dilations), dims.mfa_channels, 1)
-        self.pooling = AttentiveStatistics(dims.mfa_channels, dims.attention)
+        self.pooling = AttentiveStatistics(dims.mfa_channels, dims.attention, dims.variant)
         self.pooled_norm = nn.BatchNorm1d(2 * dims.mfa_channels)
         self.embed = nn.Conv1d(2 * dims.mfa_channels, dims.embedding, 1)
         self.embedding_norm = nn.BatchNorm1d(dims.embedding)
@@ -134,7 +160,7 @@ class EcapaTdnn(nn.Module):
         total = outputs[0]
         for block in self.blocks:
             outputs.append(block(total, mask))
-            total = total + outputs[-1]
+            total = outputs[-1] if self.dims.variant == "speechbrain" else total + outputs[-1]
         x = torch.relu(self.aggregate(torch.cat(outputs[1:], dim=1)))
         pooled = self.pooled_norm(self.pooling(x, mask))
         embedding: Tensor = self.embedding_norm(self.embed(pooled))
@@ -162,6 +188,36 @@ class Head(nn.Module):
         return _inner(functional.normalize(embedding.float()), functional.normalize(self.weight))
 
 
+class StatisticsBranch(nn.Module):
+    """A linear recogniser on a window's context, whose logits are added to the head's; `model.statistics_fit` fits it.
+
+    What is plain to see in a window's statistics needs no deep network, and a deep network has a hard time learning it
+    from few windows. With this beside it, the network learns what the statistics leave open.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, context_rows: int, labels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(labels, context_rows))
+        self.register_buffer("bias", torch.zeros(labels))
+
+    def forward(self, context: Tensor) -> Tensor:
+        """(batch, context_rows) → (batch, labels)."""
+        return with_doubt(_inner(context, self.weight) + self.bias)
+
+
+def with_doubt(logits: Tensor) -> Tensor:
+    """Logarithms of the probabilities that (batch, labels) logits stand for, with the share `DOUBT` spread evenly.
+
+    Statistics that are far from all that was heard make a linear recogniser sure beyond measure; bounded, the network
+    beside it can overrule it.
+    """
+    probabilities = torch.softmax(logits, dim=1)
+    return ((1.0 - DOUBT) * probabilities + DOUBT / logits.shape[1]).log()
+
+
 def _inner(rows: Tensor, weight: Tensor) -> Tensor:
     # A matrix product may sum in another order for another number of rows; this one is the same for every row.
     return (rows[:, None, :] * weight).sum(dim=2)
@@ -173,18 +229,37 @@ class Recogniser(nn.Module):
     What training trains and the engine runs.
     """
 
-    def __init__(self, front_end: FrontEndSpec, dims: EcapaDims, head: HeadSpec, labels: int) -> None:
+    def __init__(
+        self,
+        front_end: FrontEndSpec,
+        dims: EcapaDims,
+        head: HeadSpec,
+        labels: int,
+        unknown: UnknownKind = "mahalanobis",
+    ) -> None:
         super().__init__()
         self.front_end = FrontEnd(front_end)
         self.network = EcapaTdnn(dims, front_end.features)
         self.head = Head(head, dims.embedding, labels)
-        self.unknown = UnknownScore(dims.embedding, labels)
+        self.statistics = StatisticsBranch(front_end.context_rows, labels) if front_end.context_rows else None
+        if self.statistics is not None:
+            # The network begins by adding nothing to what the statistics say.
+            nn.init.zeros_(self.head.weight)
+        self.unknown = UnknownScore(unknown, dims.embedding, labels)
 
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Logits (batch, labels) and embeddings (batch, embedding); the arguments are those of `FrontEnd.forward`."""
         features, mask = self.front_end(samples, lengths)
         embeddings = self.network(features, mask)
-        return self.head(embeddings), embeddings
+        return self.logits(embeddings, features), embeddings
+
+    def logits(self, embeddings: Tensor, features: Tensor) -> Tensor:
+        """(batch, labels) float32, of embeddings (batch, embedding) and the features that they were made of."""
+        logits: Tensor = self.head(embeddings)
+        if self.statistics is None:
+            return logits
+        own: Tensor = self.statistics(features[:, self.front_end.spec.n_mels :, 0])
+        return logits + own
 
     def weights(self) -> dict[str, npt.NDArray[np.float32]]:
         """Every tensor that a bundle holds, by name, copied to the host. `load_state_dict` takes them back."""

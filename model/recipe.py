@@ -40,7 +40,7 @@ class FrontEnd(_Section, frozen=True):
     hop_length: int | Auto
     n_mels: int | Auto
     level: Literal["none", "rms"]
-    normalise: Literal["mean", "both"]
+    context: Literal["none", "window"]
     pre_emphasis: float
 
 
@@ -54,6 +54,7 @@ class Network(_Section, frozen=True):
     se_bottleneck: int | Auto
     scale: int
     dilations: tuple[int, ...]
+    variant: Literal["paper", "speechbrain"] = "paper"
 
 
 class Loss(_Section, frozen=True):
@@ -75,6 +76,7 @@ class Sampling(_Section, frozen=True):
 class Augment(_Section, frozen=True):
     """What is changed of a training window; see `model.augment`. A share is that of the windows it happens to."""
 
+    audition: bool  #: leave out what the data does not bear, see `model.audition`
     shift_share: float  #: of a window's length it is moved by at most, either way
     gain_db: float  #: drawn from minus to plus this
     polarity: bool
@@ -91,7 +93,7 @@ class Augment(_Section, frozen=True):
     mask_band_share: float  #: the widest, in share of the bands
     mask_spans: int  #: and of time
     mask_span_share: float
-    drop_means_share: float  #: windows without the bands' means, where the front end gives them
+    drop_context_share: float  #: windows without the rows of context, where the front end gives them
 
 
 class Optimizer(_Section, frozen=True):

@@ -146,7 +146,7 @@ def front_end_spec(recipe: Recipe) -> FrontEndSpec:
         n_mels=int(front.n_mels),
         pre_emphasis=front.pre_emphasis,
         level=front.level,
-        normalise=front.normalise,
+        context=front.context,
     )
 
 
@@ -161,6 +161,7 @@ def ecapa_dims(recipe: Recipe) -> EcapaDims:
         se_bottleneck=int(network.se_bottleneck),
         scale=network.scale,
         dilations=network.dilations,
+        variant=network.variant,
     )
 
 
@@ -188,7 +189,9 @@ def _rate(rates_hz: npt.NDArray[np.float64]) -> tuple[float, str]:
 def _length(lengths: npt.NDArray[np.int64]) -> tuple[int, str]:
     short, median, long = (int(value) for value in np.percentile(lengths, [5, 50, 95], method="nearest"))
     if long <= ALIKE * short and long <= LONGEST_WHOLE:
-        return int(lengths.max()) if lengths.max() <= ALIKE * short else long, "the whole of each clip"
+        # A few clips that are longer than nearly all do not make every other window end in silence.
+        longest = int(lengths.max())
+        return longest if longest <= 1.1 * long else long, "the whole of each clip"
     samples = int(min(max(median, SHORTEST_CUT), LONGEST_CUT))
     return samples, f"clips are {short} to {long} samples long: longer ones are cut, shorter ones filled up and masked"
 

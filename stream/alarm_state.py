@@ -22,6 +22,7 @@ class Track(msgspec.Struct, frozen=True):
     source_count: int
     end_ns: int  #: end of the window that reached furthest in this epoch, ns UTC
     count: int  #: windows applied so far, over all epochs
+    model_version: str = ""  #: of the model that judged the last one
 
     @property
     def position(self) -> tuple[int, int]:

@@ -193,6 +193,7 @@ def advance(state: SensorState, prediction: Prediction, rules: AlarmRules) -> li
         source_count=prediction.source_count,
         end_ns=moment.end_ns if before is None or moment.new_epoch else max(before.end_ns, moment.end_ns),
         count=moment.ordinal,
+        model_version=prediction.model_version,
     )
     if hit:
         state.hits = track

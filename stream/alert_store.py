@@ -81,6 +81,20 @@ class Keys:
         """Sorted set: sensor id by the end of its last window, s since 1970."""
         return f"{self.prefix}:sensors"
 
+    @property
+    def model(self) -> str:
+        """Hash: which model, and which shadow, is wanted of all workers."""
+        return f"{self.prefix}:model"
+
+    @property
+    def model_workers(self) -> str:
+        """Set: ids of the workers that run, and of some that died."""
+        return f"{self.prefix}:model:workers"
+
+    def model_worker(self, worker: str) -> str:
+        """Hash: what one worker runs and has answered; gone soon after the worker."""
+        return f"{self.prefix}:model:worker:{worker}"
+
     def sensor(self, sensor: str) -> str:
         """Hash: alarm state and last window of one sensor."""
         return f"{self.prefix}:sensor:{sensor}"

@@ -50,7 +50,7 @@ class Alert(msgspec.Struct, frozen=True, omit_defaults=True):
     start_epoch_ns: int | None = None  #: epoch of `start_sample` where the sensor began anew since `epoch_ns`
     probability: float = 0.0  #: of the condition in that window
     unknown_score: float = 0.0
-    model_version: str = ""
+    model_version: str = ""  #: of the model that judged that window, the sensor's last one where an operator acted
     features: HitFeatures | None = None  #: of that window
     run: str = ""  #: name of the replay it belongs to; absent for live data
     late: bool = False  #: the samples came through the spool

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from model.engine import Engine
 from stream.hit_features import measure
 from stream.predictions import Prediction
@@ -45,5 +47,29 @@ def predict(engine: Engine, windows: Sequence[Window], threshold_db_ae: float) -
         )
         for window, probabilities, score in zip(
             windows, inference.probabilities.tolist(), inference.unknown_scores.tolist(), strict=True
+        )
+    ]
+
+
+def judge_again(engine: Engine, windows: Sequence[Window], judged: Sequence[Prediction]) -> list[Prediction]:
+    """What another network says of windows that were judged before; `judged[i]` is of `windows[i]`.
+
+    All that does not depend on the network (identity, features) is taken over.
+    """
+    if not windows:
+        return []
+    inference = engine.infer([window.samples for window in windows])
+    names = [label.name for label in engine.card.labels]
+    threshold = engine.card.unknown.threshold
+    return [
+        msgspec.structs.replace(
+            before,
+            probabilities=dict(zip(names, probabilities, strict=True)),
+            unknown_score=score,
+            unknown=score > threshold,
+            model_version=engine.card.version,
+        )
+        for before, probabilities, score in zip(
+            judged, inference.probabilities.tolist(), inference.unknown_scores.tolist(), strict=True
         )
     ]

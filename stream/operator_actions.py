@@ -154,6 +154,7 @@ def _of_shelf(
         start_sample=moment.start_sample,
         source_count=moment.source_count,
         start_epoch_ns=None if moment.epoch_ns == shelf.epoch_ns else moment.epoch_ns,
+        model_version=moment.model_version,
         run=run_of(state.sensor),
         until_ns=shelf.until_ns,
         by=by,
@@ -178,6 +179,7 @@ def _last(state: SensorState) -> Moment:
         fresh_ns=0,
         idle_ns=0,
         new_epoch=False,
+        model_version=track.model_version,
     )
 
 

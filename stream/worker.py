@@ -4,6 +4,8 @@ The order is what makes every alert come once. For a batch of windows: infer, pu
 state and alerts to Redis in one atomic step a sensor, wait until the broker has the predictions, commit. Whoever
 dies in between leaves the offsets uncommitted; the next owner reads the windows again, and the alert store refuses
 those that were applied already.
+
+The model may be changed between two batches (`Worker.swap`); each batch is judged and decided by one model.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
+from model.bundle import BundleCard
 from model.engine import Engine
 from stream.alarms import AlarmRules, advance
 from stream.alert_store import AlertStore, SensorChange, StoredSensor, StoreUnavailable
@@ -28,6 +32,7 @@ from stream.dead_letters import DeadLetter, deliver
 from stream.detect import predict
 from stream.predictions import Prediction, encode_prediction
 from stream.records import BadRecord, Flags, Window, decode_sensor, decode_window
+from stream.shadow import Shadow
 
 log = logging.getLogger("aewatch.worker")
 
@@ -43,6 +48,15 @@ class WorkerTopics:
     windows: str
     predictions: str
     deadletter: str
+
+
+@dataclass(frozen=True, slots=True)
+class LiveModel:
+    """What judges windows and decides on alarms; the two belong together."""
+
+    engine: Engine
+    rules: AlarmRules  #: of the engine's labels and their roles
+    folder: Path  #: of the bundle
 
 
 @dataclass(slots=True)
@@ -63,9 +77,11 @@ class WorkerCounts:
 class _Batch:
     """Windows on their way from the consumer to the commit."""
 
-    offsets: dict[TopicPartition, int]  #: what may be committed when all of it is settled
-    predictions: list[Prediction]
-    rejected: list[tuple[ConsumerRecord[bytes, bytes], BadRecord]]
+    rules: AlarmRules  #: of the model that made the predictions
+    offsets: dict[TopicPartition, int] = field(default_factory=dict)  #: may be committed when all of it is settled
+    windows: list[Window] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)  #: one for each window
+    rejected: list[tuple[ConsumerRecord[bytes, bytes], BadRecord]] = field(default_factory=list)
     partitions: dict[str, TopicPartition] = field(default_factory=dict)
 
 
@@ -75,8 +91,8 @@ class Worker:
     def __init__(
         self,
         *,
-        engine: Engine,
-        rules: AlarmRules,
+        model: LiveModel,
+        shadow: Shadow,
         store: AlertStore,
         client_options: Mapping[str, Any],
         topics: WorkerTopics,
@@ -86,8 +102,9 @@ class Worker:
         feature_threshold_db_ae: float = 40.0,
         log_every_s: float = 10.0,
     ) -> None:
-        self._engine = engine
-        self._rules = rules
+        self.live = model
+        self._next: tuple[LiveModel, asyncio.Future[str]] | None = None
+        self._shadow = shadow
         self._store = store
         self._client_options = dict(client_options)
         self._topics = topics
@@ -113,7 +130,7 @@ class Worker:
         KafkaError
             When the broker refuses what cannot be retried (rights, message size).
         """
-        await asyncio.get_running_loop().run_in_executor(self._inference_thread, self._engine.warm_up)
+        await asyncio.get_running_loop().run_in_executor(self._inference_thread, self.live.engine.warm_up)
         consumer: AIOKafkaConsumer[bytes, bytes] = AIOKafkaConsumer(
             group_id=self._group,
             enable_auto_commit=False,
@@ -148,6 +165,24 @@ class Worker:
             self._inference_thread.shutdown(wait=False)
         log.info("stopped", extra=self._report())
 
+    async def swap(self, model: LiveModel) -> str:
+        """Go over to another model, which must fit and be warm, between two batches; returns the old one's version.
+
+        No window is lost, judged by both or judged out of order: a batch belongs to the model that it was begun with.
+        """
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._next = (model, future)
+        return await future
+
+    def _swap_if_asked(self) -> None:
+        if self._next is None:
+            return
+        before, (self.live, future) = self.live.engine.card, self._next
+        self._next = None
+        log.info("model swapped", extra={"before": before.version, "model": self.live.engine.card.version})
+        if not future.done():
+            future.set_result(before.version)
+
     async def _work(
         self,
         consumer: AIOKafkaConsumer[bytes, bytes],
@@ -178,12 +213,13 @@ class Worker:
         loop = asyncio.get_running_loop()
         while not stop.is_set():
             records = await self._fetch(consumer)
+            self._swap_if_asked()
             if not records:
                 continue
             async with self._settled:
                 self._in_flight += 1
             begun = time.perf_counter()
-            batch = await loop.run_in_executor(self._inference_thread, self._decode_and_predict, records)
+            batch = await loop.run_in_executor(self._inference_thread, self._decode_and_predict, records, self.live)
             self.counts.inference_s += time.perf_counter() - begun
             await self._inferred.put(batch)
 
@@ -204,31 +240,21 @@ class Worker:
                 records.extend(partition_records)
         return records
 
-    def _decode_and_predict(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> _Batch:
-        batch = _Batch(offsets={}, predictions=[], rejected=[])
-        windows: list[Window] = []
+    def _decode_and_predict(self, records: Sequence[ConsumerRecord[bytes, bytes]], live: LiveModel) -> _Batch:
+        batch = _Batch(live.rules)
         for record in records:
             partition = TopicPartition(record.topic, record.partition)
             batch.offsets[partition] = record.offset + 1
             try:
                 window = decode_window(decode_sensor(record.key), record.value or b"")
-                self._check_rate(window)
+                _check_rate(window, live.engine.card)
             except BadRecord as error:
                 batch.rejected.append((record, error))
                 continue
             batch.partitions[window.sensor] = partition
-            windows.append(window)
-        batch.predictions = predict(self._engine, windows, self._threshold_db_ae)
+            batch.windows.append(window)
+        batch.predictions = predict(live.engine, batch.windows, self._threshold_db_ae)
         return batch
-
-    def _check_rate(self, window: Window) -> None:
-        wanted_hz = self._engine.card.window_rate_hz
-        if wanted_hz is not None and window.rate_hz != wanted_hz:
-            raise BadRecord(
-                "rate",
-                f"{float(window.rate_hz):g} Hz, but model {self._engine.card.version} wants {float(wanted_hz):g} Hz; "
-                "run the window agent with the worker's bundle",
-            )
 
     async def _settle_all(
         self,
@@ -260,7 +286,7 @@ class Worker:
             letter = DeadLetter.of_record(record, error.reason, error.detail, component="worker")
             await deliver(letters, self._topics.deadletter, letter)
         self._owners |= batch.partitions
-        alerts = await self._decide(batch.predictions)
+        alerts = await self._decide(batch.predictions, batch.rules)
         await asyncio.gather(*published)
         await self._commit(consumer, batch.offsets)
         self.counts.batches += 1
@@ -268,18 +294,19 @@ class Worker:
         self.counts.predictions += len(batch.predictions)
         self.counts.dead_letters += len(batch.rejected)
         self.counts.alerts += alerts
+        self._shadow.offer(batch.windows, batch.predictions)
 
-    async def _decide(self, predictions: Sequence[Prediction]) -> int:
+    async def _decide(self, predictions: Sequence[Prediction], rules: AlarmRules) -> int:
         """Alarm state and alerts of these predictions into the store; waits out an absent Redis."""
         while True:
             try:
-                return await self._apply(predictions)
+                return await self._apply(predictions, rules)
             except StoreUnavailable as error:
                 # Whether the server applied it before the line broke is unknown: look at what it holds and go on there.
                 self._states.clear()
                 log.error("Redis is away; windows wait in Kafka until it is back", extra={"error": str(error)})
 
-    async def _apply(self, predictions: Sequence[Prediction]) -> int:
+    async def _apply(self, predictions: Sequence[Prediction], rules: AlarmRules) -> int:
         pending: dict[str, list[Prediction]] = {}
         for prediction in predictions:
             pending.setdefault(prediction.sensor, []).append(prediction)
@@ -290,7 +317,7 @@ class Worker:
         while pending:
             changes = []
             for sensor, arrived in pending.items():
-                change = self._change(self._states[sensor], arrived)
+                change = self._change(self._states[sensor], arrived, rules)
                 if change is not None:
                     changes.append(change)
             pending_next: dict[str, list[Prediction]] = {}
@@ -304,7 +331,7 @@ class Worker:
             pending = pending_next
         return applied_alerts
 
-    def _change(self, stored: StoredSensor, arrived: Sequence[Prediction]) -> SensorChange | None:
+    def _change(self, stored: StoredSensor, arrived: Sequence[Prediction], rules: AlarmRules) -> SensorChange | None:
         """What these predictions make of a sensor's state; None when all of them were applied before."""
         state = stored.copy_state()
         alerts: list[Alert] = []
@@ -313,7 +340,7 @@ class Worker:
             if state.has_applied(prediction.position, hit=Flags.HIT in Flags(prediction.flags)):
                 self.counts.redelivered += 1
                 continue
-            alerts += advance(state, prediction, self._rules)
+            alerts += advance(state, prediction, rules)
             latest = prediction
         return None if latest is None else SensorChange(stored=stored, state=state, alerts=alerts, latest=latest)
 
@@ -355,6 +382,7 @@ class Worker:
     def _report(self) -> dict[str, Any]:
         counts = self.counts
         return {
+            "model": self.live.engine.card.version,
             "windows": counts.windows,
             "batches": counts.batches,
             "alerts": counts.alerts,
@@ -363,7 +391,18 @@ class Worker:
             "dead_letters": counts.dead_letters,
             "inference_s": round(counts.inference_s, 2),
             "sensors": len(self._states),
+            **self._shadow.report(),
         }
+
+
+def _check_rate(window: Window, card: BundleCard) -> None:
+    wanted_hz = card.window_rate_hz
+    if wanted_hz is not None and window.rate_hz != wanted_hz:
+        raise BadRecord(
+            "rate",
+            f"{float(window.rate_hz):g} Hz, but model {card.version} wants {float(wanted_hz):g} Hz; "
+            "run the window agent with the worker's bundle",
+        )
 
 
 class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]

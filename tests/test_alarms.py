@@ -236,6 +236,7 @@ class TestLatching:
         alerts = acknowledge(state, raised.episode, at_ns=NOW_NS, by="ann", note="seen")
         assert told(alerts) == [("knock", "acknowledged"), ("knock", "cleared")]
         assert (alerts[0].by, alerts[0].note, alerts[0].time_ns) == ("ann", "seen", NOW_NS)
+        assert {alert.model_version for alert in alerts} == {"abc123"}, "of the model that judged the last window"
         assert [alert.number for alert in alerts] == [2, 3]
         assert state.conditions["knock"].episode is None
 

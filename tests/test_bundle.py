@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -200,3 +201,46 @@ def test_the_bundle_that_comes_along_is_whole() -> None:
     assert list(card.roles.values()) == ["background", "calibration", "fault", "fault", "fault"]
     assert (card.rate_hz, card.rate_is_nominal) == (500_000.0, False)
     assert (card.window_samples, card.hop_samples) == (65_536, 32_768)
+
+
+def test_the_version_of_the_demo_bundle_is_what_it_was_on_its_first_day() -> None:
+    card = read_card(demo_bundle_path())
+    load_weights(demo_bundle_path(), card)
+    assert card.version == "bf84e051c4d591ac"
+
+
+def test_a_bundle_without_the_fields_that_came_later_stays_valid(bundle: Path) -> None:
+    path = bundle / CARD_FILE
+    card = json.loads(path.read_text())
+    for field in ("counts", "recordings", "split", "recipe"):
+        del card["training"][field]
+    del card["front_end"]["context"]
+    card["version"] = _hash_of(card, bundle)
+    path.write_text(json.dumps(card))
+    assert read_card(bundle).training.counts == {}
+    load_weights(bundle)
+
+
+def _hash_of(card: dict[str, Any], bundle: Path) -> str:
+    """As the first bundles were hashed: JSON without spaces, names sorted, the version blank; then the weights."""
+    text = json.dumps({**card, "version": ""}, sort_keys=True, separators=(",", ":")).replace("1e-06", "1e-6")
+    digest = hashlib.sha256(text.encode())
+    digest.update(hashlib.sha256((bundle / WEIGHTS_FILE).read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize("section", ["front_end", "network", "head"])
+def test_a_choice_that_this_program_does_not_know_is_not_passed_over(bundle: Path, section: str) -> None:
+    path = bundle / CARD_FILE
+    card = json.loads(path.read_text())
+    card[section]["flux_capacitor"] = True
+    path.write_text(json.dumps(card))
+    with pytest.raises(BundleError, match=f"{section} has flux_capacitor, unknown here; install a later aewatch"):
+        read_card(bundle)
+
+
+def test_weights_are_those_of_the_card_that_was_read_before_them(bundle: Path) -> None:
+    before = read_card(bundle)
+    after = write_bundle(bundle, _card(name="newer"), _weights(_card(), seed=2))
+    with pytest.raises(BundleError, match=f"now version {after.version}, no longer {before.version}"):
+        load_weights(bundle, before)

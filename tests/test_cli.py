@@ -66,6 +66,8 @@ def test_a_mistyped_subcommand_gets_the_nearest_one(tmp_path: Path) -> None:
         (("replay", "--rate", "-1", "empty.wav"), "-1"),
         (("alerts", "shelve", "s", "knock", "--for", "soon"), "soon"),
         (("model", "show", "nowhere"), "nowhere"),
+        (("model", "add", "nowhere"), "nowhere"),
+        (("model", "use", "nowhere"), "nowhere"),
         (("simulate", "--plan", "notes.txt"), "notes.txt"),
     ],
 )

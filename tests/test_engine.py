@@ -129,7 +129,7 @@ def test_the_engine_gives_what_the_network_gives(bundle: Path, engine: Engine) -
     try:
         with torch.inference_mode():
             logits, embeddings = model(torch.from_numpy(window.astype(np.float64) / 32_768.0)[None])
-            score = model.unknown(embeddings)
+            score = model.unknown(embeddings, logits)
         expected = torch.softmax(logits.double() / engine.card.temperature, dim=1)
     finally:
         model.float()

@@ -29,7 +29,8 @@ def test_a_label_that_never_comes_scores_zero_and_not_nan() -> None:
     found = scores(np.array([[3, 0], [0, 0]]))
     assert found.recall.tolist() == [1.0, 0.0]
     assert found.precision.tolist() == [1.0, 0.0]
-    assert found.macro_f1 == pytest.approx(0.5)
+    assert found.macro_f1 == 1.0, "a label without windows counts neither for nor against"
+    assert found.weakest_recall == 1.0
     assert scores(np.zeros((2, 2))).accuracy == 0.0
 
 
@@ -63,10 +64,11 @@ def test_what_lies_far_from_every_label_scores_as_unknown() -> None:
     spread = np.array([5.0, 1.0, 0.1, 1.0])
     centres = np.array([[0.0, 0.0, 0.0, 0.0], [20.0, 3.0, 0.0, -3.0]])
     familiar = (centres[labels] + spread * rng.standard_normal((600, 4))).astype(np.float32)
-    score = UnknownScore(4, 2)
+    score = UnknownScore("mahalanobis", 4, 2)
     score.fit(familiar[:400], labels[:400])
-    known = score(torch.from_numpy(familiar[400:]))
+    logits = torch.zeros(200, 2)
+    known = score(torch.from_numpy(familiar[400:]), logits)
     assert float(known.mean()) == pytest.approx(1.0, abs=0.3)
     # As far off as familiar windows lie from one another, but in a direction in which those never differ.
     strange = torch.tensor([[0.0, 0.0, 4.0, 0.0], [10.0, 1.5, 0.0, 6.0]])
-    assert score(strange).min() > known.max()
+    assert score(strange, logits[:2]).min() > known.max()

@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from deploy.cli.session import plain_errors, settings
+from deploy.cli.session import plain_errors, settings, without_password
 
 
 @click.command()
@@ -52,11 +52,15 @@ def worker(bundle: str | None) -> None:
     """
     in_force = settings()
     from aiokafka.errors import KafkaError
+    from redis.exceptions import RedisError
 
-    from deploy.pipeline import build_engine, run_worker
+    from deploy.pipeline import run_worker
     from deploy.topics import TopicError
     from model.bundle import BundleError
 
     with plain_errors(BundleError, TopicError, KafkaError):
-        engine = build_engine(in_force, bundle)
-        asyncio.run(run_worker(in_force, engine))
+        try:
+            asyncio.run(run_worker(in_force, bundle))
+        except RedisError as error:
+            place = without_password(in_force.redis.url.get_secret_value())
+            raise click.ClickException(f"{place}: {error}; is AEWATCH_REDIS__URL right?") from error

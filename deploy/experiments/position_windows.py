@@ -26,7 +26,10 @@ Counts = npt.NDArray[np.int16]
 
 
 def position_windows(
-    positions: Sequence[Position], count: int, seed: int, on_progress: Callable[[int, int], None] = lambda done, of: None
+    positions: Sequence[Position],
+    count: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> WindowSet:
     """About `count` windows, the same number at each position, each class in its share of `SHARES`.
 

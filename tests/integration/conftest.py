@@ -73,7 +73,7 @@ def unique() -> str:
 
 @pytest.fixture
 def make_topics(unique: str) -> Callable[..., KafkaSettings]:
-    """`make_topics(bootstrap, partitions=4)`: four fresh topics, as the settings that name them."""
+    """`make_topics(bootstrap, partitions=4)`: five fresh topics, as the settings that name them."""
 
     def make(bootstrap: str, partitions: int = 4) -> KafkaSettings:
         settings = KafkaSettings(
@@ -81,6 +81,7 @@ def make_topics(unique: str) -> Callable[..., KafkaSettings]:
             frames_topic=f"{unique}.frames",
             windows_topic=f"{unique}.windows",
             predictions_topic=f"{unique}.predictions",
+            shadow_predictions_topic=f"{unique}.shadow",
             deadletter_topic=f"{unique}.deadletter",
             partitions=partitions,
         )
@@ -94,5 +95,5 @@ def make_topics(unique: str) -> Callable[..., KafkaSettings]:
 
 @pytest.fixture
 def topics(kafka: str, make_topics: Callable[..., KafkaSettings]) -> KafkaSettings:
-    """Four fresh topics of four partitions on the shared Kafka, as the settings that name them."""
+    """Five fresh topics of four partitions on the shared Kafka, as the settings that name them."""
     return make_topics(kafka)

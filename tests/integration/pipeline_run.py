@@ -42,6 +42,7 @@ class PipelineRun:
             "AEWATCH_KAFKA__FRAMES_TOPIC": topics.frames_topic,
             "AEWATCH_KAFKA__WINDOWS_TOPIC": topics.windows_topic,
             "AEWATCH_KAFKA__PREDICTIONS_TOPIC": topics.predictions_topic,
+            "AEWATCH_KAFKA__SHADOW_PREDICTIONS_TOPIC": topics.shadow_predictions_topic,
             "AEWATCH_KAFKA__DEADLETTER_TOPIC": topics.deadletter_topic,
             "AEWATCH_REDIS__URL": redis_url,
             "AEWATCH_REDIS__PREFIX": name,

@@ -17,6 +17,7 @@ from deploy.local_stack.valkey import Valkey
 from stream.alarm_state import SensorState
 from stream.alert_filter import AlertFilter
 from stream.alert_store import AlertStore, Keys
+from stream.model_board import ModelBoard, WorkerReport
 from stream.sensor_summary import summary_fields
 from stream.subscribe import Alerts
 from tests.alarm_windows import RULES, run, window
@@ -26,10 +27,12 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "redis.md").read_text(encoding="utf-8")
+ROLLOUT = (ROOT / "docs" / "rollout.md").read_text(encoding="utf-8")
 COMMANDS = [
     line.removeprefix("redis-cli ")
-    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    for block in re.findall(r"```sh\n(.*?)```", TEXT + ROLLOUT, re.DOTALL)
     for line in block.splitlines()
+    if not line.startswith("aewatch ")
 ]
 
 
@@ -82,6 +85,18 @@ async def test_the_users_it_makes_can_do_their_work_and_no_more(server: Valkey, 
     await redis.function_flush()
     async with AlertStore(worker) as store:
         await work(store, [window(n, sensor="fresh", knock=0.9) for n in range(20, 23)], RULES)
+    models = server.url.replace("redis://", "redis://aewatch-models:secret3@")
+    report = WorkerReport("h-1-ab", "g", 5, "a" * 16, "one", "/one", 17)
+    async with ModelBoard(worker) as at_work, ModelBoard(models) as operator, ModelBoard(reader) as watcher:
+        order = await operator.order("live", version="b" * 16, name="b", path="/b", by="ann")
+        assert (await at_work.exchange(report)).live == order
+        assert await operator.withdraw("live", order, None)
+        assert not await operator.withdraw("live", order, None)
+        assert await operator.workers() == await watcher.workers() == [report]
+        await at_work.forget_dead()
+        await at_work.leave(report.worker)
+        with pytest.raises(NoPermissionError):
+            await watcher.order("live", version="", name="", path="", by="")
     async with Alerts(reader) as alerts:
         cursors = [cursor async for cursor, _ in alerts.history(wanted=AlertFilter(sensors=["fresh"]))]
         assert len(cursors) == 1
@@ -103,9 +118,21 @@ def test_every_field_of_a_sensor_is_told() -> None:
     assert named == written
 
 
+async def test_every_field_of_the_models_board_is_told(server: Valkey, redis: Any) -> None:
+    report = WorkerReport("h-1-ab", "g", 5, "a" * 16, "one", "/one", 17)
+    async with ModelBoard(server.url, "fields") as board:
+        await board.order("live", version="b" * 16, name="b", path="/b", by="ann")
+        await board.order("shadow", version="c" * 16, name="c", path="/c", by="ann")
+        await board.exchange(report)
+        written = {*await redis.hkeys(board.keys.model), *await redis.hkeys(board.keys.model_worker(report.worker))}
+    told = set(re.findall(r"`(\w+)`", "\n".join(line.split("|")[1] for line in ROLLOUT.splitlines() if "|" in line)))
+    assert {name.decode() for name in written} <= told
+
+
 def test_every_key_is_told() -> None:
     keys = Keys("aewatch")
-    for name in (keys.alerts, keys.active, keys.sensors, keys.sensor("<id>")):
+    models = (keys.model, keys.model_workers, keys.model_worker("<id>"))
+    for name in (keys.alerts, keys.active, keys.sensors, keys.sensor("<id>"), *models):
         assert f"| `{name}` |" in TEXT
 
 

@@ -19,12 +19,13 @@ LIMIT = "max.message.bytes"
 
 @pytest.fixture
 def names(kafka: str, unique: str) -> KafkaSettings:
-    """Four topics that do not exist yet."""
+    """Five topics that do not exist yet."""
     return KafkaSettings(
         bootstrap_servers=kafka,
         frames_topic=f"{unique}.frames",
         windows_topic=f"{unique}.windows",
         predictions_topic=f"{unique}.predictions",
+        shadow_predictions_topic=f"{unique}.shadow",
         deadletter_topic=f"{unique}.deadletter",
         partitions=3,
     )
@@ -44,10 +45,16 @@ async def limits_and_partitions(bootstrap: str, topics: list[str]) -> dict[str, 
 
 
 async def test_missing_topics_are_made_once_with_room_for_large_messages(names: KafkaSettings) -> None:
-    all_four = [names.frames_topic, names.windows_topic, names.predictions_topic, names.deadletter_topic]
-    assert sorted(await ensure_topics(names)) == sorted(all_four)
+    all_five = [
+        names.frames_topic,
+        names.windows_topic,
+        names.predictions_topic,
+        names.shadow_predictions_topic,
+        names.deadletter_topic,
+    ]
+    assert sorted(await ensure_topics(names)) == sorted(all_five)
     assert await ensure_topics(names) == []
-    found = await limits_and_partitions(names.bootstrap_servers, all_four)
+    found = await limits_and_partitions(names.bootstrap_servers, all_five)
     assert {partitions for _, partitions in found.values()} == {3}
     large = [found[name][0] for name in (names.frames_topic, names.windows_topic, names.deadletter_topic)]
     assert min(large) >= 34 * 2**20

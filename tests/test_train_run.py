@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from deploy.train_run import sized_like
+from model.architecture import EcapaDims
+from model.import_weights import for_front_end
+from model.recipe import load_recipe
+from model.recipe_choice import choose_rest, ecapa_dims, front_end_spec
+from model.train import load_initial, new_recogniser
+
+DIMS = EcapaDims(channels=48, mfa_channels=40, attention=12, embedding=20, se_bottleneck=6, scale=8)
+WEIGHTS = {
+    "network.entry.conv.weight": np.ones((48, 40, 5), np.float32),
+    "network.embed.weight": np.full((20, 80, 1), 2.0, np.float32),
+}
+
+
+def test_a_training_takes_the_sizes_of_the_weights_it_begins_with() -> None:
+    open_sizes = load_recipe("default", ["windows.rate_hz=16000", "windows.length_s=1.0", "windows.hop_s=0.5"])
+    recipe, _ = choose_rest(sized_like(open_sizes, DIMS, 40), window_samples=16_000, counts=[100, 100], device="cpu")
+    assert ecapa_dims(recipe) == DIMS
+    assert recipe.front_end.n_mels == 40
+    model = new_recogniser(recipe, 2)
+    load_initial(model, for_front_end(WEIGHTS, front_end_spec(recipe)))
+    assert float(model.network.embed.weight.detach().mean()) == 2.0
+    assert float(model.network.entry.conv.weight.detach()[:, :40].min()) == 1.0
+
+
+def test_weights_of_another_variant_are_trained_on_as_that_variant() -> None:
+    recipe = sized_like(load_recipe("default"), replace(DIMS, variant="speechbrain"), 40)
+    assert recipe.network.variant == "speechbrain"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "dims", "told"),
+    [
+        (["network.channels=64"], DIMS, r"network\.channels 48, the recipe says 64; --set network\.channels=48"),
+        ([], replace(DIMS, scale=4), r"network\.scale 4, the recipe says 8"),
+        ([], replace(DIMS, dilations=(2, 3)), r"network\.dilations \(2, 3\), .*--set network\.dilations=\[2, 3\]"),
+    ],
+)
+def test_a_size_that_the_recipe_settles_otherwise_is_named(overrides: list[str], dims: EcapaDims, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        sized_like(load_recipe("default", overrides), dims, 40)
