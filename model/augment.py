@@ -38,18 +38,17 @@ def augment_waveforms(windows: Tensor, lengths: Tensor | None, spec: Augment, ge
         changed = _shifted(changed, lengths, spec.shift_share, draw)
     if spec.polarity:
         changed = changed * torch.where(draw.happens(0.5), 1.0, -1.0)
-    if spec.response_share > 0:
-        taps = random_responses(batch, spec.response_taps, spec.response_depth, draw)
-        changed = torch.where(draw.happens(spec.response_share), _filter_each(changed, taps), changed)
-    if spec.reverb_share > 0:
-        happens = draw.happens(spec.reverb_share)
-        changed = torch.where(happens, _reverberant(changed, spec.reverb_s, draw), changed)
-    if spec.noise_share > 0:
-        noise = torch.randn(batch, samples, generator=generator, device=windows.device)
-        noise = _filter_each(noise, random_responses(batch, spec.response_taps, 1.0, draw))
-        snr_db = draw.uniform(*spec.noise_snr_db)
-        scale = rms(changed, lengths) / rms(noise) * 10.0 ** (-snr_db / 20.0)
-        changed = changed + noise * scale * draw.happens(spec.noise_share)
+    for share, change in (
+        (spec.response_share, _with_response),
+        (spec.reverb_share, _with_echoes),
+        (spec.noise_share, _with_noise),
+    ):
+        if share > 0:
+            # Only the windows it happens to are computed: filters and transforms are what augmentation costs.
+            rows = draw.happens(share)[:, 0].nonzero()[:, 0]
+            part = _Draw(len(rows), windows.device, generator)
+            real = None if lengths is None else lengths[rows]
+            changed = changed.index_copy(0, rows, change(changed[rows], real, spec, part))
     if spec.gain_db > 0:
         changed = changed * 10.0 ** (draw.uniform(-spec.gain_db, spec.gain_db) / 20.0)
     return changed if lengths is None else changed * _real(lengths, samples)
@@ -152,8 +151,23 @@ def rms(windows: Tensor, lengths: Tensor | None = None) -> Tensor:
     return (windows.square().sum(dim=1, keepdim=True) / count).sqrt().clamp(min=QUIET)
 
 
-def random_responses(batch: int, taps: int, depth: float, draw: _Draw) -> Tensor:
-    """(batch, taps): short filters, a 1 and then random taps that die away, of RMS up to `depth` together."""
+def _with_response(windows: Tensor, lengths: Tensor | None, spec: Augment, draw: _Draw) -> Tensor:
+    return _filter_each(windows, random_responses(spec.response_taps, spec.response_depth, draw))
+
+
+def _with_echoes(windows: Tensor, lengths: Tensor | None, spec: Augment, draw: _Draw) -> Tensor:
+    return _reverberant(windows, spec.reverb_s, draw)
+
+
+def _with_noise(windows: Tensor, lengths: Tensor | None, spec: Augment, draw: _Draw) -> Tensor:
+    """Coloured noise added at a drawn ratio of the window's RMS to its own."""
+    noise = _filter_each(draw.normal(windows.shape[1]), random_responses(spec.response_taps, 1.0, draw))
+    snr_db = draw.uniform(*spec.noise_snr_db)
+    return windows + noise * (rms(windows, lengths) / rms(noise) * 10.0 ** (-snr_db / 20.0))
+
+
+def random_responses(taps: int, depth: float, draw: _Draw) -> Tensor:
+    """(windows, taps): short filters, a 1 and then random taps that die away, of RMS up to `depth` together."""
     decay = torch.exp(-torch.arange(taps, device=draw.device) / (taps / 4.0))
     tail = draw.normal(taps) * decay
     tail[:, 0] = 0.0
@@ -175,6 +189,8 @@ def _shifted(windows: Tensor, lengths: Tensor | None, share: float, draw: _Draw)
 def _filter_each(windows: Tensor, taps: Tensor) -> Tensor:
     """Each window through its own causal filter: (batch, samples)."""
     batch, length = taps.shape
+    if not batch:
+        return windows
     padded = functional.pad(windows, (length - 1, 0))
     # One group a window: the batch is the channels of a single convolution.
     return functional.conv1d(padded[None], taps.flip(1)[:, None], groups=batch)[0]

@@ -32,7 +32,7 @@ RARE_RATE = 0.05
 
 #: Frames that a window should have: with fewer the pooling has nothing to weigh, with more there is little to gain.
 FRAMES_WANTED = 100
-MOST_FRAMES = 400
+MOST_FRAMES = 250
 PAPER_HOP, PAPER_WIN = 160, 400
 
 

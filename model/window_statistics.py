@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -56,8 +58,7 @@ def window_statistics(samples: Tensor, lengths: Tensor | None = None) -> Tensor:
     power = normal.square()
     centre = mean(power * time)
     spread = mean(power * (time - centre).square()).clamp(min=0).sqrt()
-    part = (place * PARTS / count).floor().clamp(max=PARTS - 1).long().expand(batch, size)
-    energies = torch.zeros(batch, PARTS, device=samples.device).scatter_add(1, part, power)
+    energies = _energies(power, lengths)
     return torch.cat(
         [
             offset,
@@ -78,6 +79,17 @@ def window_statistics(samples: Tensor, lengths: Tensor | None = None) -> Tensor:
         ],
         dim=1,
     )
+
+
+def _energies(power: Tensor, lengths: Tensor | None) -> Tensor:
+    """(batch, PARTS): sums over parts of equal length of each window; `power` is zero beyond its end."""
+    size = power.shape[1]
+    if lengths is None:
+        edges = [-(-part * size // PARTS) for part in range(PARTS + 1)]
+        return torch.stack([power[:, start:stop].sum(dim=1) for start, stop in pairwise(edges)], dim=1)
+    place = torch.arange(size, device=power.device)
+    part = (place * PARTS // lengths[:, None]).clamp(max=PARTS - 1)
+    return torch.zeros(len(power), PARTS, device=power.device).scatter_add(1, part, power)
 
 
 def _quantiles(x: Tensor, real: Tensor | None, count: Tensor, shares: tuple[float, ...]) -> Tensor:
