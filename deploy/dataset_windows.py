@@ -197,7 +197,6 @@ def _write_windows(
     _write_header(file, dtype, 0, spec.length)
     ready = read_all(surveys, lambda found: windows_of(found, spec))
     for done, (found, windows, failed) in enumerate(ready, start=1):
-        scale = INT16_SCALE if found.dtype == np.int16 else np.float32(1.0)
         for clip, channel, samples in windows:
             if reasons:
                 continue  # nothing will come of it, but all that is wrong shall be told
@@ -207,6 +206,7 @@ def _write_windows(
             if whole_numbers:
                 row[: len(samples)] = samples
             else:
+                scale = INT16_SCALE if samples.dtype == np.int16 else np.float32(1.0)
                 np.multiply(samples, scale, out=row[: len(samples)], dtype=np.float32)
             file.write(row.data)
             lengths.append(len(samples))

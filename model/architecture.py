@@ -161,6 +161,7 @@ def parameter_shapes(
         shapes["front_end.context_mean"] = shapes["front_end.context_scale"] = (context_rows,)
         shapes["statistics.weight"] = (labels, context_rows)
         shapes["statistics.bias"] = (labels,)
+        shapes["statistics.share"] = (1,)
     shapes["unknown.means"] = (labels, dims.embedding)
     shapes["unknown.whitening"] = (dims.embedding, dims.embedding)
     return shapes

@@ -19,10 +19,12 @@ from model.bundle import BundleCard, TrainingRecord, UnknownRule, write_bundle
 from model.calibration import fit_temperature, negative_log_likelihood
 from model.dataset import Texts, WindowSet
 from model.denormals import flushed_denormals
+from model.feed import Feed
 from model.metrics import confusion_matrix, scores
 from model.model_card import model_card
 from model.network import Recogniser
 from model.roles import labels_with_roles
+from model.statistics_fit import statistics_logits
 from model.train import judge
 from model.unknown import UnknownScore
 
@@ -134,7 +136,7 @@ def make_bundle(
     _check_windows(model, data, train, validation)
     found = judged(model, data, validation)
     if model.statistics is not None:
-        found = _blended(model, found, truth)
+        found = _blended(model, data, validation, found)
     temperature = fit_temperature(found.logits, truth)
     threshold = fit_unknown(model, data, train, validation, found)
     strange = unknown_scores(model.unknown, found) > threshold
@@ -167,16 +169,20 @@ def make_bundle(
     return write_bundle(out, card, model.weights(), model_card(card, measured, run.split.note, run.fold, run.device))
 
 
-def _blended(model: Recogniser, found: Judged, labels: npt.NDArray[np.int64]) -> Judged:
-    """Give the network its share beside the statistics (`fit_blend`), in place; what the model then says."""
+def _blended(model: Recogniser, data: WindowSet, indices: Indices, found: Judged) -> Judged:
+    """Give network and statistics their shares (`fit_blend`), in place; what the model then says."""
+    feed = Feed(data, model.front_end.spec.min_samples, model.head.weight.device)
+    statistics = statistics_logits(model, feed, indices)
     with torch.inference_mode():
-        network = model.head(torch.from_numpy(found.embeddings).to(model.head.weight.device)).cpu().numpy()
-    statistics = found.logits - network
-    share = fit_blend(network, statistics, labels)
+        embeddings = torch.from_numpy(found.embeddings).to(feed.device)
+        network: npt.NDArray[np.float32] = model.head(embeddings).cpu().numpy()
+    of_network, of_statistics = fit_blend(network, statistics, data.labels[indices])
     with torch.no_grad():
         for parameter in model.head.parameters():
-            parameter.mul_(share)
-    return Judged(share * network + statistics, found.embeddings)
+            parameter.mul_(of_network)
+        assert model.statistics is not None
+        model.statistics.share.fill_(of_statistics)
+    return Judged(of_network * network + of_statistics * statistics, found.embeddings)
 
 
 def judged(model: Recogniser, data: WindowSet, indices: Indices) -> Judged:

@@ -22,9 +22,7 @@ __all__ = ["EcapaDims", "EcapaTdnn", "Head", "HeadSpec", "Recogniser"]
 
 # Keeps the square root's gradient finite on constant features.
 MIN_VARIANCE = {"paper": 1e-4, "speechbrain": 1e-12}
-
-
-DOUBT = 0.05
+DOUBT = 0.05  #: see `with_doubt`
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -189,22 +187,28 @@ class Head(nn.Module):
 
 
 class StatisticsBranch(nn.Module):
-    """A linear recogniser on a window's context, whose logits are added to the head's; `model.statistics_fit` fits it.
+    """A linear recogniser on a window's context, of which a share is added to the head's logits.
 
-    What is plain to see in a window's statistics needs no deep network, and a deep network has a hard time learning it
-    from few windows. With this beside it, the network learns what the statistics leave open.
+    What is plain to see in a window's statistics needs no deep network, and from few windows a deep network hardly
+    learns it. `model.statistics_fit` fits it, `model.blend` its share; until then that is zero.
     """
 
     weight: Tensor
     bias: Tensor
+    share: Tensor
 
     def __init__(self, context_rows: int, labels: int) -> None:
         super().__init__()
         self.register_buffer("weight", torch.zeros(labels, context_rows))
         self.register_buffer("bias", torch.zeros(labels))
+        self.register_buffer("share", torch.zeros(1))
 
     def forward(self, context: Tensor) -> Tensor:
-        """(batch, context_rows) → (batch, labels)."""
+        """(batch, context_rows) → (batch, labels), to be added to the head's logits."""
+        return self.share * self.logits(context)
+
+    def logits(self, context: Tensor) -> Tensor:
+        """(batch, context_rows) → (batch, labels), as if nothing else were asked."""
         return with_doubt(_inner(context, self.weight) + self.bias)
 
 
@@ -242,9 +246,6 @@ class Recogniser(nn.Module):
         self.network = EcapaTdnn(dims, front_end.features)
         self.head = Head(head, dims.embedding, labels)
         self.statistics = StatisticsBranch(front_end.context_rows, labels) if front_end.context_rows else None
-        if self.statistics is not None:
-            # The network begins by adding nothing to what the statistics say.
-            nn.init.zeros_(self.head.weight)
         self.unknown = UnknownScore(unknown, dims.embedding, labels)
 
     def forward(self, samples: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:

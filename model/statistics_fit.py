@@ -1,8 +1,7 @@
 """Fits what a recogniser says of a window's context alone: standardisation, a linear recogniser, its trust.
 
 The recogniser is linear discriminant analysis with a shrunken covariance (Ledoit & Wolf, 2004), each label weighing the
-same. While the network trains beside it, every window is judged by a fit that did not see the window's group: a fit
-that knows the window would be surer than it will ever be again, and the network would learn nothing from that window.
+same. How far it may be trusted is measured on groups of windows that it was not fitted on.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from model.dataset import WindowSet
 from model.feed import Feed
 from model.front_end import FrontEnd
 from model.metrics import confusion_matrix, scores
-from model.network import Recogniser, with_doubt
+from model.network import Recogniser
 from model.recipe import Augment
 
 FOLDS = 5
@@ -40,29 +39,6 @@ class StatisticsError(ValueError):
     """The statistics cannot be fitted; the message says why."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class CrossFit:
-    """For each window of the training part, the weights of the fit that did not see its group."""
-
-    fold_of: Tensor  #: (n,) int64, by place in the training part
-    weights: Tensor  #: (folds, labels, context_rows)
-    biases: Tensor  #: (folds, labels)
-
-    def logits(self, context: Tensor, places: Tensor) -> Tensor:
-        """(batch, labels), of rows of context (batch, context_rows) made of the windows at `places` (batch,)."""
-        fold = self.fold_of[places]
-        return with_doubt(torch.einsum("bc,blc->bl", context, self.weights[fold]) + self.biases[fold])
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Fitted:
-    """What came out."""
-
-    cross: CrossFit
-    macro_f1: float  #: of the statistics alone, on groups that the fit had not seen
-    note: str
-
-
 def fit_statistics(
     model: Recogniser,
     feed: Feed,
@@ -71,8 +47,10 @@ def fit_statistics(
     groups: npt.NDArray[Any],
     augment: Augment,
     seed: int,
-) -> Fitted:
-    """Fit the model's rows of context and the recogniser on them, in place.
+) -> str:
+    """Fit the model's rows of context and the recogniser on them, in place; returns what was found, in words.
+
+    The recogniser's share in the model's logits stays as it is: `model.blend` sets it when the network is trained.
 
     Parameters
     ----------
@@ -113,29 +91,21 @@ def fit_statistics(
 
     trust = 1.0 / fit_temperature(fit.unseen.astype(np.float32), labels[chosen])
     weight, bias = fit.whole
-    device = front_end.context_mean.device
     assert model.statistics is not None
     model.statistics.weight.copy_(torch.from_numpy(trust * weight))
     model.statistics.bias.copy_(torch.from_numpy(trust * bias))
-    cross = CrossFit(
-        torch.from_numpy(fold_of).to(device),
-        torch.from_numpy(np.stack([trust * one for one, _ in fit.folds])).to(device, torch.float32),
-        torch.from_numpy(np.stack([trust * one for _, one in fit.folds])).to(device, torch.float32),
-    )
     of = "windows as they are" if fit is plain else "windows as they are and changed"
-    note = (
+    return (
         f"statistics: fitted on {of}, alone they have a macro F1 of {100 * fit.macro_f1:.1f} % on groups not seen; "
         f"trusted {trust:.2f}-fold"
     )
-    return Fitted(cross, fit.macro_f1, note)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Fit:
-    """Weight (labels, rows) and bias (labels,) of the whole, and without each fold; what these say of their fold."""
+    """A linear recogniser, and what others, fitted without a fold each, say of that fold."""
 
-    whole: tuple[Floats, Floats]
-    folds: list[tuple[Floats, Floats]]
+    whole: tuple[Floats, Floats]  #: weight (labels, rows) and bias (labels,)
     unseen: Floats  #: (windows, labels), logits of windows as they are
     macro_f1: float
 
@@ -148,7 +118,17 @@ def _cross_fit(copies: list[Floats], labels: Indices, fold_of: Indices, folds: i
     for fold, (weight, bias) in enumerate(parts):
         unseen[fold_of == fold] = copies[0][fold_of == fold] @ weight.T + bias
     found = scores(confusion_matrix(labels, unseen.argmax(axis=1), count))
-    return _Fit(_discriminant(rows, of, count), parts, unseen, found.macro_f1)
+    return _Fit(_discriminant(rows, of, count), unseen, found.macro_f1)
+
+
+def statistics_logits(model: Recogniser, feed: Feed, indices: Indices) -> npt.NDArray[np.float32]:
+    """What the statistics alone say of windows, (n, labels), at a share of 1."""
+    if model.statistics is None:
+        raise ValueError("a model without rows of context has no statistics to ask")
+    rows = contexts(model.front_end, feed, indices, None, torch.Generator())
+    with torch.inference_mode():
+        found: npt.NDArray[np.float32] = model.statistics.logits(model.front_end.standardised(rows)).cpu().numpy()
+    return found
 
 
 def unlike_groups(data: WindowSet, rows: Indices) -> npt.NDArray[np.str_]:

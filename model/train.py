@@ -39,7 +39,7 @@ from model.recipe_choice import ecapa_dims, front_end_spec, head_spec
 from model.run_folder import BEST, LAST, RunRecord, open_run, run_record
 from model.sampling import epoch_batches, label_shares
 from model.schedule import learning_rate
-from model.statistics_fit import CrossFit, fit_statistics, unlike_groups
+from model.statistics_fit import fit_statistics, unlike_groups
 
 FRONT_END_WINDOWS = 8  # at once on a CPU: the spectrograms of more cost more in fresh memory than the batch saves
 JUDGED_WINDOWS = {"cpu": 16, "cuda": 256}
@@ -207,20 +207,12 @@ class _Objective(nn.Module):
         self._spec, self._shares, self._choice = spec, shares, choice
 
     def forward(
-        self,
-        features: Tensor,
-        mask: Tensor | None,
-        labels: Tensor,
-        others: Tensor,
-        weights: Tensor,
-        given: Tensor | None,
+        self, features: Tensor, mask: Tensor | None, labels: Tensor, others: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The mean loss, and how many windows were recognised."""
         with _autocast(self._choice):
             embeddings = self.network(features, mask)
         outputs = head_outputs(self.head, embeddings.float())
-        if given is not None:
-            outputs = outputs + given
         loss = classification_loss(outputs, labels, self._spec, mixed=Mixed(others, weights), shares=self._shares)
         return loss, (outputs.detach().argmax(dim=1) == labels).sum()
 
@@ -251,14 +243,9 @@ class _Training:
             load_initial(model, initial)
         self._model = model.to(device)
         self._feed = Feed(data, self._model.front_end.spec.min_samples, device)
-        self._cross: CrossFit | None = None
         if model.statistics is not None:
             groups = unlike_groups(data, train)
-            fitted = fit_statistics(
-                model, self._feed, train, self._labels, groups, recipe.augment, recipe.training.seed
-            )
-            self._cross = fitted.cross
-            say(fitted.note)
+            say(fit_statistics(model, self._feed, train, self._labels, groups, recipe.augment, recipe.training.seed))
         self._average = WeightAverage(self._model, recipe.training.ema)
         if processes.world > 1 and device.type == "cuda":
             self._model.network = nn.SyncBatchNorm.convert_sync_batchnorm(  # type: ignore[no-untyped-call]
@@ -329,24 +316,17 @@ class _Training:
         self._average.update(self._model, self.step)
         return looked
 
-    def _features(self, indices: Indices) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor | None]:
-        """Augmented features (batch, rows, frames), mask, labels, labels of what was mixed in, share of the own.
-
-        And the logits of the statistics, if there are any, which training does not change.
-        """
+    def _features(self, indices: Indices) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """Augmented features (batch, rows, frames), mask, labels, labels of what was mixed in, share of the own."""
         spec, generator, front_end = self._recipe.augment, self._generator, self._model.front_end
         with torch.no_grad():
             windows, lengths = self._feed(self._train[indices])
             windows = augment_waveforms(windows, lengths, spec, generator)
             windows, partners, weights = mix_pairs(windows, lengths, spec, generator)
             features, mask = _features_in_parts(front_end, windows, lengths)
-            given = None
-            if self._cross is not None:
-                context = features[:, front_end.spec.n_mels :, 0]
-                given = self._cross.logits(context, torch.from_numpy(indices).to(features.device))
             features = mask_features(features, front_end.spec.n_mels, spec, generator)
             labels = torch.from_numpy(self._labels[indices]).to(features.device)
-        return features, mask, labels, labels[partners], weights, given
+        return features, mask, labels, labels[partners], weights
 
     def _look(self, signal_number: int) -> None:
         """Wait for the steps since the last look: are they finite, and has any process been told to stop?"""

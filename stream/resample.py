@@ -19,6 +19,7 @@ from stream.records import BadRecord, Samples
 
 PASS_BAND = 0.9  #: of the Nyquist frequency of the lower rate; the stop band begins at 1.0
 STOP_BAND_DB = 86.0  #: over the 80 dB promised, because Kaiser's formula is an estimate
+INT16_FULL_SCALE = 32_768  #: a power of two, so that dividing by it costs no bit
 MAX_FACTOR = 16_384  #: a ratio of 16,384 to anything smaller has at most 1.8 million coefficients, 14 MB
 
 
@@ -86,16 +87,19 @@ class Resampler:
         return begin
 
     def apply(self, samples: Samples, begin: int, first: int, count: int) -> npt.NDArray[np.float32]:
-        """Outputs [first, first + count) as float32, shape (count,), in the counts of `samples`.
+        """Outputs [first, first + count) as float32, shape (count,).
 
         `samples`, shape (n,), int16 or float32, starts with source sample `begin`; what lies outside of it is taken
-        as zeros. For the outputs of a stream it must be the whole of `source_range`.
+        as zeros. For the outputs of a stream it must be the whole of `source_range`. Of int16 the outputs have full
+        scale at ±1, as a network takes floats; of float32 they are in the unit of `samples`.
         """
         values: npt.NDArray[Any] = samples
         ranges = self._ranges(first, count)
         for stage, (wanted_begin, wanted_end) in zip(self.stages, ranges[1:], strict=True):
             values = stage.apply(values, begin, wanted_begin, wanted_end - wanted_begin)
             begin = wanted_begin
+        if samples.dtype == np.int16:
+            values = values / INT16_FULL_SCALE
         return values.astype(np.float32)
 
     def _ranges(self, first: int, count: int) -> list[tuple[int, int]]:

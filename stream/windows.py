@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -11,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stream.records import MAX_INDEX, BadRecord, Flags, Frame, Samples, Window, samples_to_ns
-from stream.resample import Resampler, resampler
+from stream.resample import INT16_FULL_SCALE, Resampler, resampler
 
 #: What a continuous window takes over from the frames it overlaps.
 INHERITED = Flags.OVERFLOW | Flags.SATURATED | Flags.HISTORICAL | Flags.TEST_PULSE
@@ -118,6 +119,12 @@ class _Grid:
             return first, first + self.length
         return self.resampler.source_range(first, self.length)
 
+    def volts_per_count(self, frame: Frame) -> float:
+        """Of a window made of this frame: resampled int16 has full scale at ±1."""
+        if self.resampler is None or frame.samples.dtype != np.int16:
+            return frame.volts_per_count
+        return INT16_FULL_SCALE * frame.volts_per_count
+
     def first_from(self, sample: int) -> int:
         """The first window that needs nothing before `sample`."""
         if self.resampler is None:
@@ -140,6 +147,7 @@ class _Segment:
         self.rate_hz = frame.rate_hz
         self._dtype = frame.samples.dtype
         self._volts_per_count = frame.volts_per_count
+        self._window_volts_per_count = grid.volts_per_count(frame)
         self.end = start
         self._grid = grid
         self._chunks: deque[_Chunk] = deque()
@@ -195,7 +203,7 @@ class _Segment:
             time_ns=epoch_ns + samples_to_ns(start, self.rate_hz),
             rate_hz=self._grid.rate_hz,
             samples=samples,
-            volts_per_count=self._volts_per_count,
+            volts_per_count=self._window_volts_per_count,
             flags=flags & INHERITED,
         )
 
@@ -278,6 +286,8 @@ class SensorWindows:
         if self._grid_rate_hz != frame.rate_hz:
             self._grid = _Grid.at(frame.rate_hz, self.spec)
             self._grid_rate_hz = frame.rate_hz
+        if not math.isfinite(self._grid.volts_per_count(frame)):
+            raise BadRecord("scale", f"{frame.volts_per_count} volts per count are too many to be resampled")
         return self._grid
 
     def _push_hit(self, frame: Frame, grid: _Grid) -> Pushed:
@@ -389,6 +399,6 @@ def _hit_window(frame: Frame, grid: _Grid) -> Window:
         time_ns=frame.time_ns,
         rate_hz=grid.rate_hz,
         samples=samples,
-        volts_per_count=frame.volts_per_count,
+        volts_per_count=grid.volts_per_count(frame),
         flags=frame.flags & ~Flags.END,
     )

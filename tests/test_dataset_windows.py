@@ -10,7 +10,10 @@ from deploy import clip_survey
 from deploy import dataset_windows as made_windows
 from deploy.clip_survey import DatasetError
 from deploy.dataset_windows import cache_folder, dataset_facts, dataset_windows
+from model.architecture import EcapaDims, FrontEndSpec
+from model.engine import Engine
 from model.manifest import Clip, Manifest, read_manifest
+from model.untrained import write_untrained_bundle
 from producers.sources import open_recording
 from stream.windows import SensorWindows, WindowSpec
 
@@ -56,7 +59,30 @@ def test_windows_are_the_ones_that_the_stream_would_make(write, cut):
     for frame in open_recording(path, "r", frame_s=0.01):
         expected += [w.samples for w in cutter.push(frame).windows]
     assert len(windows) in (len(expected), len(expected) + 1)
-    np.testing.assert_allclose(windows.windows[: len(expected)], np.stack(expected) / 32768, rtol=1e-6)
+    np.testing.assert_array_equal(windows.windows[: len(expected)], np.stack(expected))
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+@pytest.mark.parametrize("rate", [RATE, 11_025])
+def test_training_and_live_give_a_network_the_same_numbers(write, cut, tmp_path, rate, subtype):
+    path = write("a.wav", noise(9_000) if subtype == "PCM_16" else (noise(9_000) / 32768).astype(np.float32), rate)
+    windows = cut(clip(path), length=800, hop=300)
+    spec = FrontEndSpec(n_fft=64, win_length=64, hop_length=32, n_mels=8, level="none", context="window")
+    dims = EcapaDims(channels=8, mfa_channels=8, attention=4, embedding=4, scale=2, se_bottleneck=4, dilations=(2,))
+    write_untrained_bundle(
+        tmp_path / "b", network=dims, front_end=spec, rate_hz=RATE, window_samples=800, hop_samples=300
+    )
+    engine = Engine(tmp_path / "b", device="cpu", threads=1)
+    cutter = SensorWindows("s", WindowSpec(800, 300, Fraction(RATE)))
+    live = [window for frame in open_recording(path, "r", frame_s=0.01) for window in cutter.push(frame).windows]
+    stored = windows.windows[: len(live)]
+    heard = [window.samples for window in live]
+    np.testing.assert_array_equal(engine.infer(heard).embeddings, engine.infer(list(stored)).embeddings)
+    scale = np.float32(1 / 32768)
+    floats = [np.stack([w * scale if w.dtype == np.int16 else w for w in part]) for part in (heard, stored)]
+    np.testing.assert_array_equal(floats[0], floats[1])
+    assert 0.3 < floats[0].max() < 1.5
+    assert len(live) > 15
 
 
 def test_samples_that_are_not_resampled_stay_int16(write, cut):

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stream.hit_features import measure
 from stream.records import MAX_INDEX, Flags, Frame, Samples, Window, samples_to_ns
 from stream.resample import resampler
 from stream.windows import MAX_RESAMPLED_HIT, Pushed, SensorWindows, WindowSpec
@@ -344,6 +347,37 @@ class TestResampledWindows:
         assert between.source_range(missing * 32, 64)[0] >= begin
         assert missing == 0 or between.source_range((missing - 1) * 32, 64)[0] < begin
 
+    @pytest.mark.parametrize("flags", [Flags(0), Flags.HIT])
+    def test_resampled_int16_has_full_scale_at_one_and_keeps_its_volts(self, flags: Flags) -> None:
+        fields: dict[str, Any] = {"flags": flags, "rate_hz": Fraction(800)}
+        counts = SIGNAL[:2000]
+        whole, _ = cut(TO_400_HZ, frame(0, 2000, volts_per_count=1e-6, samples=counts, **fields))
+        floats = counts.astype(np.float32)
+        same_volts, _ = cut(TO_400_HZ, frame(0, 2000, volts_per_count=1e-6, samples=floats, **fields))
+        assert len(whole) == len(same_volts) > 0
+        for window, other in zip(whole, same_volts, strict=True):
+            assert window.samples.dtype == np.float32
+            assert 0.3 < np.abs(window.samples).max() < 1.5
+            assert (window.volts_per_count, other.volts_per_count) == (1e-6 * 32_768, 1e-6)
+            np.testing.assert_array_equal(window.samples * np.float32(32_768), other.samples)
+
+    def test_levels_and_features_do_not_depend_on_whether_counts_came_as_int16_or_float32(self) -> None:
+        burst = np.where((np.arange(2000) // 400) % 2, SIGNAL[:2000] // 8, 3).astype(np.int16)
+        fields: dict[str, Any] = {"volts_per_count": 2e-6, "rate_hz": Fraction(800)}
+        whole, _ = cut(TO_400_HZ, frame(0, 2000, samples=burst, **fields))
+        floats, _ = cut(TO_400_HZ, frame(0, 2000, samples=burst.astype(np.float32), **fields))
+        for window, other in zip(whole, floats, strict=True):
+            one, two = msgspec.structs.asdict(measure(window)), msgspec.structs.asdict(measure(other))
+            assert one == pytest.approx(two, rel=1e-12)
+        assert max(measure(window).peak_db_ae for window in whole) == pytest.approx(
+            20 * math.log10(2.0 * np.abs(burst).max()), abs=6
+        )
+
+    def test_volts_per_count_that_no_resampled_window_could_name_are_refused(self) -> None:
+        pushed = SensorWindows("s", TO_400_HZ).push(frame(0, 100, volts_per_count=1e305))
+        assert pushed.rejected is not None
+        assert pushed.rejected.startswith("scale: 1e+305 volts per count")
+
     def test_a_rate_whose_ratio_is_absurd_is_refused_and_leaves_the_stream_alone(self) -> None:
         state = SensorWindows("s", TO_400_HZ)
         state.push(frame(0, 100))
@@ -523,7 +557,9 @@ def windows_of(segment: list[tuple[Frame, int]], spec: WindowSpec) -> list[Windo
                 time_ns=head.epoch_ns + samples_to_ns(span[0], head.rate_hz),
                 rate_hz=spec.rate_hz or head.rate_hz,
                 samples=part if native else between.apply(part, needs[0], k * spec.hop, spec.length),
-                volts_per_count=head.volts_per_count,
+                volts_per_count=head.volts_per_count
+                if native or head.samples.dtype == np.float32
+                else 32_768 * head.volts_per_count,
             )
         )
     return windows

@@ -28,6 +28,7 @@ COMMANDS = {
     "model": ("model", "model", "Look at a model bundle; swap the workers' model without stopping."),
     "dead-letters": ("dead_letters", "dead_letters", "What could not be used, and why."),
     "config": ("config", "config", "Show the settings in force."),
+    "experiment": ("experiment", "experiment", "Train and test recipes side by side: the figures of docs/results.md."),
     "bench": ("bench", "bench", "Measure this machine."),
     "demo": ("demo", "demo", "Run the whole pipeline on simulated sensors for a minute and check the result."),
 }
