@@ -92,7 +92,6 @@ def audition(data: WindowSet, train: Indices, recipe: Recipe, device: torch.devi
         with_it = _held_out(clean, measured(alone), labels, fold_of, folds, count)
         harm = {judge: without[judge].macro_f1 - with_it[judge].macro_f1 for judge in competent}
         worst = max(harm, key=lambda judge: harm[judge])
-        print(name, {j: (round(without[j].macro_f1, 3), round(with_it[j].macro_f1, 3)) for j in without})
         if harm[worst] > tolerance:
             dropped |= fields
             before, after = 100 * without[worst].macro_f1, 100 * with_it[worst].macro_f1
@@ -121,12 +120,12 @@ def _held_out(
 
     from model.device import sensible_threads
 
-    judges: dict[str, Callable[[], Any]] = {
-        "a forest": lambda: ExtraTreesClassifier(
+    judges: dict[str, Callable[[int], Any]] = {
+        "a forest": lambda _: ExtraTreesClassifier(
             TREES, max_features=0.3, class_weight="balanced", n_jobs=sensible_threads(), random_state=0
         ),
-        "a linear discriminant": lambda: LinearDiscriminantAnalysis(
-            solver="lsqr", shrinkage="auto", priors=np.full(len(np.unique(labels)), 1 / len(np.unique(labels)))
+        "a linear discriminant": lambda known: LinearDiscriminantAnalysis(
+            solver="lsqr", shrinkage="auto", priors=np.full(known, 1 / known)
         ),
     }
     found = {}
@@ -135,7 +134,11 @@ def _held_out(
         recognised = np.zeros_like(labels)
         for fold in range(folds):
             seen, unseen = fold_of != fold, fold_of == fold
-            fitted = judge()
+            known = len(np.unique(labels[seen]))
+            if known < 2 or not unseen.any():
+                recognised[unseen] = labels[seen][:1]
+                continue
+            fitted = judge(known)
             fitted.fit(np.concatenate([clean[seen], changed[seen]]) / deviation, np.tile(labels[seen], 2))
             recognised[unseen] = fitted.predict(clean[unseen] / deviation)
         found[name] = scores(confusion_matrix(labels, recognised, count))

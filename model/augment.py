@@ -46,6 +46,8 @@ def augment_waveforms(windows: Tensor, lengths: Tensor | None, spec: Augment, ge
         if share > 0:
             # Only the windows it happens to are computed: filters and transforms are what augmentation costs.
             rows = draw.happens(share)[:, 0].nonzero()[:, 0]
+            if not len(rows):
+                continue  # no transform takes an empty batch
             part = _Draw(len(rows), windows.device, generator)
             real = None if lengths is None else lengths[rows]
             changed = changed.index_copy(0, rows, change(changed[rows], real, spec, part))
@@ -162,8 +164,10 @@ def _with_echoes(windows: Tensor, lengths: Tensor | None, spec: Augment, draw: _
 def _with_noise(windows: Tensor, lengths: Tensor | None, spec: Augment, draw: _Draw) -> Tensor:
     """Coloured noise added at a drawn ratio of the window's RMS to its own."""
     noise = _filter_each(draw.normal(windows.shape[1]), random_responses(spec.response_taps, 1.0, draw))
+    if lengths is not None:
+        noise = noise * _real(lengths, windows.shape[1])
     snr_db = draw.uniform(*spec.noise_snr_db)
-    return windows + noise * (rms(windows, lengths) / rms(noise) * 10.0 ** (-snr_db / 20.0))
+    return windows + noise * (rms(windows, lengths) / rms(noise, lengths) * 10.0 ** (-snr_db / 20.0))
 
 
 def random_responses(taps: int, depth: float, draw: _Draw) -> Tensor:
@@ -189,8 +193,6 @@ def _shifted(windows: Tensor, lengths: Tensor | None, share: float, draw: _Draw)
 def _filter_each(windows: Tensor, taps: Tensor) -> Tensor:
     """Each window through its own causal filter: (batch, samples)."""
     batch, length = taps.shape
-    if not batch:
-        return windows
     padded = functional.pad(windows, (length - 1, 0))
     # One group a window: the batch is the channels of a single convolution.
     return functional.conv1d(padded[None], taps.flip(1)[:, None], groups=batch)[0]
@@ -216,7 +218,7 @@ def _stripe(size: int, widest_share: float, draw: _Draw) -> Tensor:
     """(batch, size): 0 on a stripe of drawn place and width, 1 elsewhere."""
     width = draw.uniform(0.0, widest_share * size)
     start = draw.uniform(0.0, 1.0) * (size - width)
-    place = torch.arange(size, device=draw.device)
+    place = torch.arange(size, device=draw.device) + 0.5  # the middle of each, so that the first one has its chance
     return torch.where((place >= start) & (place < start + width), 0.0, 1.0)
 
 

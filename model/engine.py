@@ -114,7 +114,7 @@ class Engine:
         ----------
         windows
             Each one-dimensional, of any length from 1: int16 counts, or float32 with full scale at ±1. They are only
-            read. With the front end's level "rms" their scale does not matter.
+            read. With the front end's level "rms" and without rows of context their scale does not matter.
 
         Raises
         ------
@@ -195,7 +195,8 @@ class Engine:
             finite = math.isfinite(window.sum(dtype=np.float64))
         if not finite:
             raise ValueError(f"window {index} holds samples that are not finite")
-        return _within_float_range(window, self.card.front_end.level)
+        front_end = self.card.front_end
+        return _within_float_range(window, scale_matters=front_end.level == "none" or front_end.context != "none")
 
     def _run(
         self, bucket: Bucket, shape: int, windows: Sequence[npt.NDArray[Any]]
@@ -285,17 +286,17 @@ def _probe_windows(bucket: Bucket) -> tuple[npt.NDArray[np.float32], npt.NDArray
     return noise, burst if bucket.exact else burst[: 3 * bucket.samples // 4]
 
 
-def _within_float_range(window: npt.NDArray[np.float32], level: str) -> npt.NDArray[np.float32]:
+def _within_float_range(window: npt.NDArray[np.float32], *, scale_matters: bool) -> npt.NDArray[np.float32]:
     """The window such that its squares stay within float32.
 
-    Under level "rms", which cancels any scale, times a power of two where need be; else clipped at ±2^20.
+    Times a power of two where need be; where the scale is part of what the network sees, clipped at ±2^20 instead.
     """
     peak = float(np.max(np.abs(window)))
     if peak == 0.0 or 2.0**-20 <= peak <= 2.0**20:
         return window
-    if level == "rms":
-        return np.ldexp(window, -math.frexp(peak)[1])
-    return np.clip(window, -(2.0**20), 2.0**20)
+    if scale_matters:
+        return np.clip(window, -(2.0**20), 2.0**20)
+    return np.ldexp(window, -math.frexp(peak)[1])
 
 
 def _numpy(tensor: Tensor) -> npt.NDArray[np.float32]:

@@ -164,7 +164,7 @@ def load_recipe(name_or_file: str | os.PathLike[str], overrides: Sequence[str] =
             known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
             raise RecipeError(f"{name_or_file}: no such recipe; there are {known}, or name a .toml file")
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(f"{path}: {error}") from error
     for override in overrides:
@@ -196,8 +196,13 @@ def recipe_text(recipe: Recipe) -> str:
     lines = []
     for section, values in msgspec.to_builtins(recipe).items():
         if not isinstance(values, dict):
-            lines.append(f"{section} = {json.dumps(values)}")
+            lines.append(f"{section} = {_toml(values)}")
             continue
-        # What JSON makes of numbers, texts, truth values and lists of them is TOML too.
-        lines += ["", f"[{section}]", *(f"{field} = {json.dumps(value)}" for field, value in values.items())]
+        lines += ["", f"[{section}]", *(f"{field} = {_toml(value)}" for field, value in values.items())]
     return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    # What JSON makes of numbers, texts, truth values and lists of them is TOML too, but for the pairs of escapes that
+    # stand for one character, and DEL.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

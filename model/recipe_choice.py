@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from model.architecture import EcapaDims, FrontEndSpec, HeadSpec
-from model.recipe import Recipe
+from model.architecture import MAX_CHANNELS, MAX_FFT, EcapaDims, FrontEndSpec, HeadSpec
+from model.recipe import FrontEnd, Recipe
 
 _Section = TypeVar("_Section", bound=msgspec.Struct)
 
@@ -61,8 +61,9 @@ def choose_windows(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[str]]:
             said.append(f"rate: {rate_hz:g} Hz, {why}")
     else:
         rate_hz = float(chosen.rate_hz)
-    factor = 1.0 if chosen.nominal else rate_hz / facts.clip_rates_hz
-    lengths = np.maximum(1, np.floor(facts.clip_samples * factor)).astype(np.int64)
+    # Multiplied first: a length that divides evenly shall come out whole.
+    at_rate = facts.clip_samples if chosen.nominal else facts.clip_samples * rate_hz / facts.clip_rates_hz
+    lengths = np.maximum(1, np.floor(at_rate)).astype(np.int64)
     if chosen.length_s == "auto":
         samples, why = _length(lengths)
         length_s = samples / rate_hz
@@ -93,9 +94,8 @@ def choose_rest(recipe: Recipe, *, window_samples: int, counts: Sequence[int], d
         "cpu" or "cuda": what is sensible to train on it.
     """
     said: list[str] = []
-    hop, win, n_fft, n_mels = _front_end(window_samples)
-    front = _fill(recipe.front_end, {"hop_length": hop, "win_length": win, "n_fft": n_fft, "n_mels": n_mels})
-    frames = 1 + window_samples // int(front.hop_length)
+    front = _fill(recipe.front_end, _front_end(window_samples, recipe.front_end))
+    frames = 1 + max(window_samples, int(front.n_fft)) // int(front.hop_length)
     said.append(
         f"front end: {front.n_mels} mel bands of {front.n_fft}-point transforms, {front.hop_length} samples apart: "
         f"{frames} frames a window"
@@ -103,11 +103,11 @@ def choose_rest(recipe: Recipe, *, window_samples: int, counts: Sequence[int], d
     windows = int(sum(counts))
     channels = recipe.network.channels
     if channels == "auto":
-        channels = _channels(windows, device)
+        channels = _channels(windows, device, recipe.network.scale)
         said.append(f"network: {channels} channels, for {windows:,} training windows on {device}")
     sizes = {
         "channels": channels,
-        "mfa_channels": max(96, 3 * channels // 2),
+        "mfa_channels": min(MAX_CHANNELS, max(96, 3 * channels // 2)),
         "attention": max(32, channels // 4),
         "embedding": min(192, max(64, channels)),
         "se_bottleneck": max(16, channels // 8),
@@ -181,7 +181,7 @@ def _rate(rates_hz: npt.NDArray[np.float64]) -> tuple[float, str]:
     values, counts = np.unique(rates_hz, return_counts=True)
     if len(values) == 1:
         return float(values[0]), "the rate of all clips"
-    frequent = values[counts >= RARE_RATE * counts.sum()]
+    frequent = values[counts >= min(RARE_RATE * counts.sum(), counts.max())]
     lowest = float(frequent.min())
     return lowest, f"the lowest of {len(values)} rates that is not rare: above half of it nothing is in all clips"
 
@@ -196,27 +196,39 @@ def _length(lengths: npt.NDArray[np.int64]) -> tuple[int, str]:
     return samples, f"clips are {short} to {long} samples long: longer ones are cut, shorter ones filled up and masked"
 
 
-def _front_end(window_samples: int) -> tuple[int, int, int, int]:
-    """Hop, analysis window, transform, mel bands: the paper's where the window has room for them."""
+def _front_end(window_samples: int, settled: FrontEnd) -> dict[str, int]:
+    """Hop, analysis window, transform, mel bands: the paper's where the window has room for them.
+
+    What is settled already bounds the rest: a hop is within the analysis window, and that within the transform.
+    """
+    longest = MAX_FFT if settled.n_fft == "auto" else settled.n_fft
     if window_samples > MOST_FRAMES * PAPER_HOP:
         hop = math.ceil(window_samples / MOST_FRAMES)
         win = hop * PAPER_WIN // PAPER_HOP
     else:
         hop = min(PAPER_HOP, max(4, window_samples // FRAMES_WANTED))
         win = min(PAPER_WIN, max(32, window_samples // 8))
-    n_fft = max(512 if win > 256 else 64, 1 << (win - 1).bit_length())
-    return hop, win, n_fft, min(80, n_fft // 4)
+    if settled.hop_length != "auto":
+        win = max(win, settled.hop_length)
+    win = min(win, longest) if settled.win_length == "auto" else settled.win_length
+    bands = 0 if settled.n_mels == "auto" else settled.n_mels
+    n_fft = max(512 if win > 256 else 64, 1 << (max(win, 2 * bands) - 1).bit_length())
+    n_fft = n_fft if settled.n_fft == "auto" else settled.n_fft
+    hop = min(hop, -(-win * PAPER_HOP // PAPER_WIN))
+    return {"hop_length": hop, "win_length": win, "n_fft": n_fft, "n_mels": min(80, n_fft // 4)}
 
 
-def _channels(windows: int, device: str) -> int:
+def _channels(windows: int, device: str, scale: int) -> int:
     if device == "cpu":
-        return 64 if windows < 20_000 else 128
-    return 256 if windows < 5_000 else 512 if windows < 50_000 else 1_024
+        wanted = 64 if windows < 20_000 else 128
+    else:
+        wanted = 256 if windows < 5_000 else 512 if windows < 50_000 else 1_024
+    return -(-wanted // scale) * scale
 
 
 def _batch(windows: int, device: str) -> int:
     if windows < 3_000:
-        return 32
+        return min(32, max(1, windows))
     return 64 if device == "cpu" else 128
 
 

@@ -157,7 +157,11 @@ def contexts(
 
 
 def assign_folds(labels: Indices, groups: npt.NDArray[Any], seed: int, most: int = FOLDS) -> tuple[Indices, int]:
-    """The fold of each window, and how many folds; a group is in one, labels are spread as evenly as that allows."""
+    """The fold of each window, and how many folds; a group is in one, labels are spread as evenly as that allows.
+
+    The windows of a label that is in one group alone are parted all the same, in their order: without that group no fit
+    would know the label.
+    """
     try:
         from sklearn.model_selection import StratifiedGroupKFold
     except ImportError as error:
@@ -165,9 +169,8 @@ def assign_folds(labels: Indices, groups: npt.NDArray[Any], seed: int, most: int
             "the rows of context are fitted with scikit-learn: pip install 'aewatch[train]', "
             "or set front_end.context=none"
         ) from error
+    groups = _parted(labels, groups, most)
     folds = max(2, min(most, len(np.unique(groups)), int(np.bincount(labels)[np.unique(labels)].min())))
-    if len(np.unique(groups)) < 2:
-        groups = np.arange(len(labels))  # one group cannot be left out; its windows can
     fold_of = np.zeros(len(labels), dtype=np.int64)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for fold, (_, held_out) in enumerate(splitter.split(np.zeros((len(labels), 1)), labels, groups)):
@@ -175,11 +178,24 @@ def assign_folds(labels: Indices, groups: npt.NDArray[Any], seed: int, most: int
     return fold_of, folds
 
 
+def _parted(labels: Indices, groups: npt.NDArray[Any], most: int) -> Indices:
+    """Numbers of groups, (n,); a label that is in one alone has up to `most` of its own."""
+    _, number = np.unique(groups, return_inverse=True)
+    parted = number.astype(np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        if len(np.unique(number[rows])) == 1:
+            parted[rows] = parted.max() + 1 + np.arange(len(rows)) * most // len(rows)
+    return parted
+
+
 def _discriminant(rows: Floats, labels: Indices, count: int) -> tuple[Floats, Floats]:
     """Weight (count, rows) and bias (count,) of the logits; a label that is not there is as unlikely as can be."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     there = np.unique(labels)
+    if len(there) < 2 or len(rows) <= len(there):  # nothing to tell apart, or nothing to tell it by
+        return np.zeros((count, rows.shape[1])), np.where(np.isin(np.arange(count), there), 0.0, -20.0)
     fit = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=np.full(len(there), 1 / len(there)))
     fit.fit(rows, labels)
     weight, bias = np.zeros((count, rows.shape[1])), np.full(count, -20.0)

@@ -158,12 +158,14 @@ def test_of_an_absurdly_long_window_the_start_is_judged(engine: Engine) -> None:
     _assert_same_bits(engine.infer([long]), [0], engine.infer([long[:LONGEST_SAMPLES]]))
 
 
+@pytest.mark.parametrize("context", ["none", "window"])
 @pytest.mark.parametrize("level", ["none", "rms"])
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-38, 3e38])
 def test_silence_and_samples_at_the_ends_of_float32_give_finite_results(
-    tmp_path: Path, level: str, value: float
+    tmp_path: Path, level: str, context: str, value: float
 ) -> None:
-    write_untrained_bundle(tmp_path / "b", network=SMALL, front_end=FrontEndSpec(level=level))  # type: ignore[arg-type]
+    front_end = FrontEndSpec(level=level, context=context)  # type: ignore[arg-type]
+    write_untrained_bundle(tmp_path / "b", network=SMALL, front_end=front_end)
     window = np.resize(np.array([value, -value], dtype=np.float32), 3_000)
     found = Engine(tmp_path / "b", device="cpu").infer([window])
     assert np.isfinite(found.probabilities).all()
@@ -176,6 +178,22 @@ def test_with_level_rms_the_scale_of_float_samples_does_not_matter(engine: Engin
     tiny, huge = np.ldexp(window, -90), np.ldexp(window, 90)
     _assert_same_bits(engine.infer([window]), [0], engine.infer([tiny]))
     _assert_same_bits(engine.infer([window]), [0], engine.infer([huge]))
+
+
+def test_with_rows_of_context_the_scale_of_float_samples_is_heard_and_the_loudest_are_clipped(tmp_path: Path) -> None:
+    front_end = FrontEndSpec(level="rms", context="window")
+    write_untrained_bundle(tmp_path / "b", network=SMALL, front_end=front_end, window_samples=WINDOW_SAMPLES, hop_samples=2_048)
+    engine = Engine(tmp_path / "b", device="cpu", threads=1)
+    window = _window(7, dtype="float32")
+    window /= np.abs(window).max()
+    as_it_is = engine.infer([window]).embeddings
+    for exponent in (-40, -21, -5, 5, 20):  # at full scale ±1 as anybody would give it, and far from it
+        assert np.abs(engine.infer([np.ldexp(window, exponent)]).embeddings - as_it_is).max() > 1e-3, exponent
+    huge = np.ldexp(window, 90)
+    _assert_same_bits(engine.infer([huge]), [0], engine.infer([np.clip(huge, -(2.0**20), 2.0**20)]))
+    # At the end of what is taken as it is, nothing jumps.
+    below, above = engine.infer([np.ldexp(window, 20)]), engine.infer([np.ldexp(window, 20) * np.float32(1.0001)])
+    np.testing.assert_allclose(below.embeddings, above.embeddings, atol=1e-2)
 
 
 def test_read_only_windows_and_views_are_taken_as_they_are(engine: Engine) -> None:

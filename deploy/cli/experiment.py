@@ -33,6 +33,7 @@ def effort_options(channels: int, epochs: int, batch: int, seeds: int) -> Callab
                 click.option("--seeds", default=seeds, show_default=True, help="So many times."),
                 click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16."),
                 click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+                click.option("--pictures", type=click.Path(path_type=Path, file_okay=False), help="Draw them there."),
                 click.option(
                     "--set", "overrides", multiple=True, metavar="section.field=value", help="Of all recipes."
                 ),
@@ -70,7 +71,7 @@ def gas_leaks(data: Path, out: Path, seeds: int, **effort: Any) -> None:
 
 @experiment.command("environmental-sounds")
 @click.option("--data", required=True, type=click.Path(path_type=Path, exists=True), help="Folder of ESC-10.")
-@effort_options(channels=64, epochs=40, batch=32, seeds=1)
+@effort_options(channels=64, epochs=60, batch=32, seeds=1)
 def environmental_sounds(data: Path, out: Path, seeds: int, **effort: Any) -> None:
     """ESC-10, its own five folds."""
     from deploy.experiments import plan
@@ -89,6 +90,7 @@ def _effort(
     precision: str,
     device: str,
     overrides: tuple[str, ...],
+    pictures: Path | None,
 ) -> Effort:
     from deploy.experiments.plan import Effort
 
@@ -100,4 +102,33 @@ def _effort(
         device=device,
         recipes=recipes or ("forest", "paper", "default"),
         overrides=overrides,
+        pictures=pictures,
     )
+
+
+@experiment.command("unknown-scores")
+@click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder.")
+@click.option("--channels", default=64, show_default=True, help="C of the networks; paper: 1024.")
+@click.option("--epochs", default=3, show_default=True, help="Of every training.")
+@click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16.")
+def unknown_scores(out: Path, channels: int, epochs: int, precision: str) -> None:
+    """How well each unknown score tells a class never heard; each of the simulated classes left out in turn."""
+    from deploy.experiments.position_shift import cases, read_windows
+    from deploy.experiments.unknown_scores import measure
+
+    with plain_errors(ValueError):
+        data = read_windows(out.parent / "position-shift" / "windows.npz", click.echo)
+        click.echo(measure(data, cases(1)[0].parts(data), out, channels, epochs, precision, click.echo))
+
+
+@experiment.command("training-speed")
+@click.option("--channels", default=64, show_default=True, help="C of the networks; paper: 1024.")
+@click.option("--repeats", default=3, show_default=True, help="Of each measurement.")
+@click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def training_speed(channels: int, repeats: int, precision: str, device: str) -> None:
+    """Windows a second of both recipes in training, with one process and with two."""
+    from deploy.experiments.training_speed import measure
+
+    with plain_errors(ValueError):
+        click.echo(measure(channels, device, precision, repeats, lambda line: click.echo(line, err=True)))

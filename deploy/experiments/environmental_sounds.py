@@ -17,6 +17,8 @@ from model.recipe import load_recipe
 from model.recipe_choice import choose_windows
 
 FOLDS = 5
+#: What the paper's front end is made for. The clips have 44,100 Hz.
+RATE_HZ = 16_000
 
 
 def read_windows(folder: Path) -> WindowSet:
@@ -39,7 +41,7 @@ def read_windows(folder: Path) -> WindowSet:
                 fold, source = clip.name.split("-")[:2]
                 writer.writerow((clip.resolve(), clip.parent.name, fold, source))
         manifest = read_manifest(table)
-    recipe, _ = choose_windows(load_recipe("default"), dataset_facts(manifest))
+    recipe, _ = choose_windows(load_recipe("default", [f"windows.rate_hz={RATE_HZ}"]), dataset_facts(manifest))
     rate_hz = Fraction(recipe.windows.rate_hz)
     samples, hop = (round(Fraction(each) * rate_hz) for each in (recipe.windows.length_s, recipe.windows.hop_s))
     return dataset_windows(manifest, samples, hop, rate_hz)

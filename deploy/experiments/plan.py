@@ -26,6 +26,7 @@ class Effort:
     device: str
     recipes: tuple[str, ...]  #: "forest" among them
     overrides: tuple[str, ...] = ()
+    pictures: Path | None = None  #: folder for those of each recipe's first case
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def run(
     for case in cases:
         parts = case.parts(data)
         for name in effort.recipes:
-            folder = out / f"{name} {case.name}".replace(" ", "-")
+            folder = _folder(out, name, case)
             if name == "forest":
                 forest(data, parts, folder, case.name, case.seed)
             else:
@@ -53,7 +54,20 @@ def run(
             text = report(out, pooled=pooled)
             (out / "table.md").write_text(text)
             say(text)
+    if effort.pictures:
+        from deploy.experiments.pictures import draw
+
+        for name in effort.recipes:
+            if name != "forest":
+                parts = cases[0].parts(data)
+                title = f"{out.name}-{name}"
+                for path in draw(data, parts, _folder(out, name, cases[0]), effort.pictures, title, effort.device):
+                    say(f"wrote {path}")
     return report(out, pooled=pooled)
+
+
+def _folder(out: Path, recipe: str, case: Case) -> Path:
+    return out / f"{recipe} {case.name}".replace(" ", "-")
 
 
 def report(out: Path, *, pooled: bool) -> str:

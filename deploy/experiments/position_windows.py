@@ -16,14 +16,14 @@ from producers.simulator import RATE_HZ, PlannedEvent, SensorSimulator, interval
 LABELS = tuple(kind.value for kind in EventKind)
 WINDOW_SAMPLES = 16_384  # 33 ms: a bounce or two of a drop, a stretch of friction
 #: The test positions are beside louder machines: their background is stronger by so much.
-LOUDER_DB = 16.0
+LOUDER_DB = 21.0
 TRAINING = draw_positions(4, 8)[:4]
 TEST = tuple(replace(position, noise_db_ae=position.noise_db_ae + LOUDER_DB) for position in draw_positions(4, 8)[4:])
 #: Pencil-lead break, friction, knock, drop.
 SHARES = (0.034, 0.395, 0.372, 0.200)
 WINDOWS_OF_AN_EVENT = 2
 #: What must stick out of the noise for a window to hold the event: its energy over the noise's, as a share.
-AUDIBLE = 0.1
+AUDIBLE = 0.05
 
 Counts = npt.NDArray[np.int16]
 

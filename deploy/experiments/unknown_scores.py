@@ -1,0 +1,65 @@
+"""Which unknown score tells a class that was never heard from those that were: each class left out in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from deploy.experiments.plan import SMALLER
+from deploy.experiments.trial import Parts
+from model.dataset import WindowSet
+from model.recipe import Recipe, load_recipe
+from model.recipe_choice import Facts, choose_rest, choose_windows
+from model.train import judge, train_run
+from model.unknown_choice import Heard, leave_one_class_out
+
+
+def measure(
+    data: WindowSet, parts: Parts, out: Path, channels: int, epochs: int, precision: str, say: Callable[[str], None]
+) -> str:
+    """AUROC of every score with each label left out, as a Markdown table; trainings below `out` are gone on with."""
+
+    def train_and_embed(train: WindowSet, validation: WindowSet, sets: Sequence[WindowSet]) -> list[Heard]:
+        both, split = _joined(train, validation)
+        left_out = next(name for name in data.label_names if name not in train.label_names)
+        run = out / f"without-{left_out.replace(' ', '-')}"
+        model = train_run(
+            both,
+            split,
+            _recipe(train, channels, epochs, precision),
+            run,
+            resume=run.exists(),
+            on_epoch=lambda epoch: say(f"without {left_out}: epoch {epoch.epoch}/{epoch.epochs} loss {epoch.loss:.3f}"),
+        )
+        return [Heard(*judge(model, one)) for one in sets]
+
+    train, validation, test = (data.select(part) for part in (parts.train, parts.validation, parts.test))
+    table = leave_one_class_out(train, validation, test, train_and_embed)
+    text = f"{table.table()}\n\nThe largest mean: {table.best}.\n"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(text)
+    return text
+
+
+def _recipe(train: WindowSet, channels: int, epochs: int, precision: str) -> Recipe:
+    sizes = [f"network.channels={channels}", *(f"network.{size}=auto" for size in SMALLER)]
+    training = [f"training.epochs={epochs}", "training.batch=32", f"training.precision={precision}"]
+    recipe = load_recipe("default", [*sizes, *training])
+    rates = np.full(len(train), train.rate_hz)
+    recipe, _ = choose_windows(recipe, Facts(np.full_like(train.lengths, train.samples), rates))
+    counts = list(train.counts.values())
+    return choose_rest(recipe, window_samples=train.samples, counts=counts, device="cpu")[0]
+
+
+def _joined(train: WindowSet, validation: WindowSet) -> tuple[WindowSet, Parts]:
+    """Both in one set, and which is which."""
+    columns = ("windows", "lengths", "labels", "recordings", "sensors", "positions", "splits")
+    both = WindowSet(
+        label_names=train.label_names,
+        rate_hz=train.rate_hz,
+        **{name: np.concatenate([getattr(train, name), getattr(validation, name)]) for name in columns},
+    )
+    first = np.arange(len(both)) < len(train)
+    return both, Parts(train=first, validation=~first, test=np.zeros_like(first))
