@@ -135,8 +135,8 @@ def _held_out(
         for fold in range(folds):
             seen, unseen = fold_of != fold, fold_of == fold
             known = len(np.unique(labels[seen]))
-            if known < 2 or not unseen.any():
-                recognised[unseen] = labels[seen][:1]
+            if known < 2:
+                recognised[unseen] = labels[seen][0]
                 continue
             fitted = judge(known)
             fitted.fit(np.concatenate([clean[seen], changed[seen]]) / deviation, np.tile(labels[seen], 2))

@@ -29,6 +29,8 @@ Windows = Sequence[npt.NDArray[np.int16] | npt.NDArray[np.float32]]
 INT16_SCALE = np.float32(1.0 / 32768.0)
 LARGEST_BATCH_CPU = 32
 LARGEST_BATCH_CUDA = 128
+# Sums of another order differ in the last bit, and only in some of the numbers: of so many, in some for certain.
+PROBED_NUMBERS = 256
 CPU_BATCH_MACS = 12e9  # beyond this a larger batch is no faster on a CPU, only later
 
 
@@ -56,8 +58,8 @@ class Engine:
     *Batch-invariant*: on one device, with one number of threads and one version of the libraries, a window gives the
     same bits alone, in any batch, at any place, beside any others. Every window is computed at the padded length that
     its own length asks for (`model.batching`) and in one of a few batch sizes, filled up. On the first use of a padded
-    length the engine computes random windows at every place of every batch size, and from then on uses only sizes that
-    agree bit for bit.
+    length the engine computes random windows at every place of every batch size, the more of them the fewer numbers an
+    embedding has, and from then on uses only sizes that agree bit for bit.
 
     Windows shorter than the front end's transform are zero-padded to its length. Of windows longer than
     `LONGEST_SAMPLES` only the first so many samples are looked at.
@@ -248,8 +250,18 @@ class Engine:
         return max(1, min(LARGEST_BATCH_CPU, int(CPU_BATCH_MACS / macs)))
 
     def _try_shape(self, bucket: Bucket, shape: int) -> bytes | None:
-        """The bits that two random windows get in this batch size; None if they depend on the place."""
-        one, other = _probe_windows(bucket)
+        """The bits that pairs of random windows get in this batch size; None if they depend on the place."""
+        found = []
+        for pair in range(math.ceil(PROBED_NUMBERS / (2 * self.card.network.embedding))):
+            bits = self._try_windows(bucket, shape, *_probe_windows(bucket, pair))
+            if bits is None:
+                return None
+            found.append(bits)
+        return b"".join(found)
+
+    def _try_windows(
+        self, bucket: Bucket, shape: int, one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
+    ) -> bytes | None:
         alternating = [(one, other)[place % 2] for place in range(shape)]
         swapped = [(other, one)[place % 2] for place in range(shape)]
         seen: list[set[bytes]] = [set(), set()]
@@ -277,9 +289,9 @@ def agreeing_shapes(results: dict[int, bytes | None]) -> CheckedShapes:
     return CheckedShapes(tuple(sorted(used)), refused, hashlib.sha256(bits).hexdigest()[:8])
 
 
-def _probe_windows(bucket: Bucket) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def _probe_windows(bucket: Bucket, pair: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Two unlike windows, of unlike lengths where the bucket has such: noise, and a burst that dies away."""
-    rng = np.random.default_rng(bucket.samples)
+    rng = np.random.default_rng([bucket.samples, pair])
     noise = rng.standard_normal(bucket.samples, dtype=np.float32) * np.float32(0.1)
     decay = np.exp(-np.arange(bucket.samples, dtype=np.float32) / np.float32(bucket.samples / 10))
     burst = rng.standard_normal(bucket.samples, dtype=np.float32) * decay

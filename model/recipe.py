@@ -119,7 +119,7 @@ class Training(_Section, frozen=True):
     deterministic: bool  #: only algorithms that give the same bits each time, also on a GPU
     seed: int
     validation_share: float  #: of the training data, where the data set names no validation part
-    choose_by: Literal["macro_f1", "loss"]  #: which epoch is the best, on the validation part
+    choose_by: Literal["macro_f1", "loss", "last"]  #: which epoch is kept: the best on the validation part, or the last
 
 
 class Recipe(_Section, frozen=True):

@@ -59,7 +59,8 @@ def fit_statistics(
     feed, train
         The windows, and the indices of the training part, (n,).
     labels, groups
-        (n,), of the training part; windows of one group (recording, position) are never on both sides of a fit.
+        (n,), of the training part; windows of one group (recording, position) are never on both sides of a fit, but
+        for labels that are in one group alone.
     augment
         The fit sees each window as it is and so changed, twice: it should hold for both.
     seed

@@ -404,8 +404,15 @@ class _Training:
 
     def _key(self, found: Validation) -> tuple[float, float]:
         """Larger is better."""
-        by = -found.loss if self._recipe.training.choose_by == "loss" else found.macro_f1
-        return by, -found.loss
+        match self._recipe.training.choose_by:
+            case "last":
+                # Averaged weights at the end of a falling learning rate; a validation part that is like the training
+                # part says little about which epoch is best elsewhere, and a small one is mostly chance.
+                return float(self.step), 0.0
+            case "loss":
+                return -found.loss, 0.0
+            case "macro_f1":
+                return found.macro_f1, -found.loss
 
     def progress(self) -> Progress:
         """Where it stands, as far as it was looked at."""

@@ -252,6 +252,17 @@ def test_only_batch_sizes_that_give_the_same_bits_are_used() -> None:
     assert agreeing_shapes({1: b"x", 2: b"y"}).fingerprint != agreeing_shapes({1: b"x", 2: b"w"}).fingerprint
 
 
+def test_a_network_of_few_numbers_is_tried_on_so_many_windows_that_rare_differences_are_seen(tmp_path: Path) -> None:
+    dims = EcapaDims(channels=8, mfa_channels=8, attention=4, embedding=6, scale=2, se_bottleneck=4, dilations=(2,))
+    front_end = FrontEndSpec(n_fft=64, win_length=64, hop_length=32, n_mels=8, level="rms")
+    write_untrained_bundle(tmp_path / "b", network=dims, front_end=front_end, window_samples=600, hop_samples=300)
+    engine = Engine(tmp_path / "b", device="cpu", threads=1)
+    batch = [_window(seed, (600, 431, 70, 20)[seed % 4], "float32") for seed in range(200)]
+    together = engine.infer(batch)
+    for row, window in enumerate(batch):
+        _assert_same_bits(together, [row], engine.infer([window]))
+
+
 def test_a_batch_size_whose_bits_depend_on_the_place_is_not_used(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(bundle, device="cpu", threads=1)
     run = engine._run

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.architecture import FrontEndSpec
-from model.front_end import FrontEnd, mel_filters
+from model.architecture import STATISTICS, FrontEndSpec
+from model.front_end import FAR, FrontEnd, mel_filters
+from model.window_statistics import window_statistics
 
 
 def _reference(samples: np.ndarray, spec: FrontEndSpec) -> np.ndarray:
@@ -77,6 +80,84 @@ def test_a_tone_stands_out_in_the_mel_bin_of_its_frequency() -> None:
     assert centre_hz == pytest.approx(2_000.0, abs=80.0)
 
 
+SMALL = FrontEndSpec(n_fft=128, win_length=100, hop_length=40, n_mels=12, level="rms", context="window")
+
+
+def test_rows_of_context_are_the_same_in_every_frame_below_the_bins_that_are_there_without_them() -> None:
+    samples = torch.randn(3, 4_000, generator=torch.Generator().manual_seed(0))
+    features, _ = FrontEnd(SMALL)(samples)
+    without, _ = FrontEnd(replace(SMALL, context="none"))(samples)
+    assert features.shape == (3, 12 + 2 * 12 + STATISTICS, without.shape[2])
+    assert features.shape[1] == SMALL.features
+    assert torch.equal(features[:, :12], without)
+    rows = features[:, 12:]
+    assert torch.equal(rows, rows[:, :, :1].expand_as(rows))
+    assert torch.equal(rows[:, :, 0], FrontEnd(SMALL).standardised(FrontEnd(SMALL).context(samples)))
+
+
+def test_the_context_is_the_mean_spectrum_how_much_it_varies_and_the_windows_statistics() -> None:
+    samples = torch.randn(2, 4_000, generator=torch.Generator().manual_seed(1)) * 0.02
+    front_end = FrontEnd(replace(SMALL, level="none"))
+    context = front_end.context(samples)
+    spectrum = front_end.log_mel(samples).double()
+    means = spectrum.mean(dim=2)
+    torch.testing.assert_close(context[:, :12].double(), means - means.mean(dim=1, keepdim=True), atol=1e-4, rtol=0)
+    deviations = spectrum.std(dim=2, correction=0)
+    torch.testing.assert_close(context[:, 12:24].double(), deviations, atol=1e-4, rtol=0)
+    assert torch.equal(context[:, 24:], window_statistics(samples))
+
+
+def test_how_loud_a_window_is_stands_in_the_context_alone() -> None:
+    samples = torch.randn(1, 4_000, generator=torch.Generator().manual_seed(2)) * 0.1
+    front_end = FrontEnd(SMALL)
+    torch.testing.assert_close(front_end(samples)[0][:, :36], front_end(samples / 8)[0][:, :36], atol=1e-3, rtol=0)
+    loudness = front_end.context(samples)[0, 24 + 4] - front_end.context(samples / 8)[0, 24 + 4]
+    assert float(loudness) == pytest.approx(np.log(8), abs=1e-3)
+
+
+@given(lengths=st.lists(st.integers(128, 5_000), min_size=1, max_size=4), level=st.sampled_from(["none", "rms"]))
+@settings(max_examples=25, deadline=None)
+def test_a_padded_window_has_the_context_that_it_has_alone_and_zeros_beyond_its_end(
+    lengths: list[int], level: str
+) -> None:
+    front_end = FrontEnd(replace(SMALL, level=level))  # type: ignore[arg-type]
+    batch, real, alone = _windows(*lengths)
+    front_end.standardise(front_end.context(*_windows(*range(400, 4_000, 200), seed=1)[:2]))
+    context, (features, _) = front_end.context(batch, real), front_end(batch, real)
+    for row, window in enumerate(alone):
+        torch.testing.assert_close(context[row], front_end.context(window)[0], atol=1e-3, rtol=1e-3)
+        frames = front_end.spec.frames(window.shape[1])
+        expected, _ = front_end(window)
+        torch.testing.assert_close(features[row, 12:, :frames], expected[0, 12:], atol=5e-3, rtol=1e-3)
+        assert not features[row, :, frames:].any()
+
+
+def test_over_the_windows_that_it_was_taken_of_each_row_has_mean_zero_and_deviation_one() -> None:
+    front_end = FrontEnd(SMALL)
+    samples = torch.randn(200, 1_000, generator=torch.Generator().manual_seed(3)) * torch.logspace(-3, 0, 200)[:, None]
+    context = front_end.context(samples)
+    front_end.standardise(context)
+    standardised = ((context - front_end.context_mean) * front_end.context_scale).double()
+    assert float(standardised.mean(dim=0).abs().max()) < 1e-2
+    torch.testing.assert_close(standardised.std(dim=0), torch.ones(SMALL.context_rows).double(), atol=1e-2, rtol=0)
+
+
+def test_what_never_varied_is_bounded_and_what_is_far_outside_too() -> None:
+    front_end = FrontEnd(SMALL)
+    context = torch.randn(50, SMALL.context_rows, generator=torch.Generator().manual_seed(4))
+    context[:, 7] = 3.0
+    front_end.standardise(context)
+    strange = context[:1] + 1e6
+    assert torch.isfinite(front_end.standardised(context)).all()
+    assert float(front_end.standardised(context)[:, 7].abs().max()) < 1.0
+    assert torch.equal(front_end.standardised(strange), torch.full((1, SMALL.context_rows), FAR))
+
+
+def test_only_a_front_end_with_context_has_numbers_that_belong_into_a_bundle() -> None:
+    assert FrontEnd(replace(SMALL, context="none")).state_dict() == {}
+    assert FrontEnd(SMALL).state_dict().keys() == {"context_mean", "context_scale"}
+
+
 @given(lengths=st.lists(st.integers(512, 9_000), min_size=1, max_size=4), level=st.sampled_from(["none", "rms"]))
 @settings(max_examples=25, deadline=None)
 def test_padding_and_neighbours_change_nothing_and_what_lies_beyond_the_end_is_zero(
@@ -102,10 +183,12 @@ def test_with_level_rms_the_gain_of_the_sensor_does_not_matter() -> None:
     assert (plain(samples)[0] - plain(samples * 1e-4)[0]).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("context", ["none", "window"])
 @pytest.mark.parametrize("level", ["none", "rms"])
 @pytest.mark.parametrize("value", [0.0, 1.0, -1.0])
-def test_silence_and_constant_windows_give_finite_features(level: str, value: float) -> None:
-    features, _ = FrontEnd(FrontEndSpec(level=level))(torch.full((1, 4_000), value))  # type: ignore[arg-type]
+def test_silence_and_constant_windows_give_finite_features(level: str, value: float, context: str) -> None:
+    spec = FrontEndSpec(level=level, context=context)  # type: ignore[arg-type]
+    features, _ = FrontEnd(spec)(torch.full((1, 4_000), value))
     assert torch.isfinite(features).all()
 
 

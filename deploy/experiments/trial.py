@@ -45,7 +45,7 @@ class Result:
     steps: int = 0
     training_s: float = 0.0
     windows_per_s: float = 0.0  #: in training, median over the epochs
-    best_s: float = 0.0  #: from the start to the epoch with the best validation score
+    best_s: float = 0.0  #: from the start to the first epoch with the best macro F1 on the validation part
     device: str = ""
 
 
@@ -120,7 +120,7 @@ def train_and_test(
         steps=epochs[-1].step,
         training_s=round(max(took_s, epochs[-1].elapsed_s), 1),
         windows_per_s=round(float(np.median([epoch.windows_per_s for epoch in epochs])), 1),
-        best_s=round([epoch.elapsed_s for epoch in epochs if epoch.best][-1], 1),
+        best_s=round(max(epochs, key=lambda epoch: epoch.validation.macro_f1).elapsed_s, 1),
         device=f"{chosen.device}, {chosen.precision}",
     )
     _write(folder, result)
