@@ -79,15 +79,27 @@ def train_dataset(order: Order, listener: Listener) -> BundleCard | None:
         initial = read_initial(order.initial) if order.initial else None
         recipe, data = _windows(order, processes, listener, say)
         if initial:
-            recipe = sized_like(recipe, initial[1], _mel_bands(order.initial, initial[0]))
+            bands = _mel_bands(order.initial, initial[0])
+            recipe = sized_like(recipe, initial[1], bands)
+            say(
+                f"weights: the network begins with {order.initial}, {initial[1].channels} channels and "
+                f"{bands} mel bands; its head begins at random"
+            )
         split = parts(data, fold=order.fold, by=order.split_by, validation_share=recipe.training.validation_share)
         train, validation = np.flatnonzero(split.train), np.flatnonzero(split.validation)
         if processes.first:
             _tell_split(data, split, say)
         counts = np.bincount(data.labels[train], minlength=len(data.label_names)).tolist()
+        if few := [name for name, count in zip(data.label_names, counts, strict=True) if count < 2]:
+            raise ValueError(
+                f"fewer than two training windows of {', '.join(few)}; record more, cut shorter windows "
+                "(--set windows.length_s=…), or leave the label out"
+            )
         recipe, choices = choose_rest(recipe, window_samples=data.samples, counts=counts, device=chosen.type)
-        recipe, heard = audition(data, train, recipe, chosen)
-        for choice in [*choices, *heard]:
+        if not order.resume:  # what a training was begun with has been through it
+            recipe, heard = audition(data, train, recipe, chosen)
+            choices += heard
+        for choice in choices:
             say(choice)
         record = run_record(
             data,

@@ -155,7 +155,11 @@ def read_card(bundle: str | os.PathLike[str]) -> BundleCard:
     BundleError
         If it is missing, too large, not JSON, of another format version, or a field is missing or wrong.
     """
-    return _read_card(Path(bundle) / CARD_FILE)[0]
+    path = Path(bundle) / CARD_FILE
+    inside = Path(bundle) / "bundle"
+    if not path.exists() and (inside / CARD_FILE).exists():
+        raise BundleError(f"{os.fspath(bundle)}: a training, not a bundle; did you mean {inside}?")
+    return _read_card(path)[0]
 
 
 def load_weights(bundle: str | os.PathLike[str], card: BundleCard | None = None) -> Weights:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import tomllib
 from collections.abc import Mapping
@@ -178,8 +179,11 @@ def _blended(model: Recogniser, data: WindowSet, indices: Indices, found: Judged
         network: npt.NDArray[np.float32] = model.head(embeddings).cpu().numpy()
     of_network, of_statistics = fit_blend(network, statistics, data.labels[indices])
     with torch.no_grad():
-        for parameter in model.head.parameters():
-            parameter.mul_(of_network)
+        if model.head.spec.kind == "cosine" and of_network > 0:  # whatever its weights' length
+            model.head.spec = dataclasses.replace(model.head.spec, scale=of_network * model.head.spec.scale)
+        else:
+            for parameter in model.head.parameters():
+                parameter.mul_(of_network)
         assert model.statistics is not None
         model.statistics.share.fill_(of_statistics)
     return Judged(of_network * network + of_statistics * statistics, found.embeddings)

@@ -30,6 +30,8 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[s
     scratch = path.with_name(f".{path.name}")
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     safetensors.torch.save_file(whole, scratch, metadata={_FACTS: text})
+    # It gives its files to their owner alone; who may use the folder may use what is in it.
+    scratch.chmod(path.parent.stat().st_mode & 0o666)
     _settle(scratch, path)
     beside = path.with_suffix(".json")
     scratch = beside.with_name(f".{beside.name}")

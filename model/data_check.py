@@ -22,6 +22,7 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 TOLD_PLACES = 5
 FEW_WINDOWS = 50  #: of a label; below, training is a gamble
 FEW_RECORDINGS = 2  #: of a label; below, no split by recording has it on both sides
+ROUNDED = 0.01  #: of the shorter of two clips, that they may overlap by where a table rounds their ends
 IMBALANCE = 10.0  #: windows of the commonest label over those of the rarest
 CLIPPED_SHARE = 1e-4  #: of a clip's samples at flat tops, or at full scale
 CLIPPED_SAMPLES = 6  #: and at least so many
@@ -269,7 +270,7 @@ def _check_overlaps(clips: Sequence[ClipMeasures], findings: _Findings) -> None:
     for spans in by_channel.values():
         last = (0.0, -1.0, "", "", "")
         for span in sorted(spans):
-            if span[0] < last[1]:
+            if _overlap(last, span):
                 both += 1
                 if span[2] != last[2]:
                     labels.append(f"{last[4]} is {last[2]}, {span[4]} is {span[2]}")
@@ -296,6 +297,12 @@ def _check_overlaps(clips: Sequence[ClipMeasures], findings: _Findings) -> None:
             f"clips that overlap the one before them: {both}",
             "nothing, if that is meant: they are of one recording",
         )
+
+
+def _overlap(first: tuple[float, float, str, str, str], second: tuple[float, float, str, str, str]) -> bool:
+    """Whether the second begins before the first ends, by more than what rounding to a table's decimals does."""
+    shorter_s = min(first[1] - first[0], second[1] - second[0])
+    return first[1] - second[0] > (ROUNDED * shorter_s if math.isfinite(shorter_s) else 0.0)
 
 
 def _check_alike(clips: Sequence[ClipMeasures], shared_stretches: Sequence[Alike], findings: _Findings) -> None:
@@ -427,7 +434,7 @@ def _check_amounts(
         findings.add(
             "warning",
             f"fewer than {FEW_WINDOWS} windows of {_many(few, 'label')}",
-            "record more of them, or cut shorter windows",
+            "record more of them, or cut shorter windows: aewatch train --set windows.length_s=…",
             (f"{label}: {counts[label]}" for label in few),
         )
     most, least = max(counts.values(), default=0), min(counts.values(), default=0)

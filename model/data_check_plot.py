@@ -26,12 +26,14 @@ def draw(report: Report, clips: Sequence[ClipMeasures], path: Path) -> None:
     Raises
     ------
     ValueError
-        If the ending is no picture format, or there is no clip to draw.
+        If the ending is no picture format, there is no clip to draw, or matplotlib is not installed.
     OSError
         If the file cannot be written.
     """
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ValueError("pictures need matplotlib: pip install 'aewatch[plot]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 

@@ -32,7 +32,8 @@ def layer_rows(front_end: FrontEndSpec, dims: EcapaDims, head: HeadSpec, labels:
     rows = [
         LayerRow("samples", f"{samples}", 0),
         LayerRow(
-            f"log-mel, n_fft {front_end.n_fft}, window {front_end.win_length}, hop {front_end.hop_length}",
+            f"log-mel, n_fft {front_end.n_fft}, window {front_end.win_length}, hop {front_end.hop_length}"
+            + (f", {front_end.context_rows} statistics" if front_end.context_rows else ""),
             f"{front_end.features} × {frames}",
             0,
         ),
@@ -49,6 +50,9 @@ def layer_rows(front_end: FrontEndSpec, dims: EcapaDims, head: HeadSpec, labels:
         LayerRow("linear, BN: the embedding", f"{dims.embedding}", count("network.embed")),
         LayerRow(f"{head.kind} head", f"{labels}", count("head.")),
     ]
+    if front_end.context_rows:
+        name = f"beside it, linear on {front_end.context_rows} statistics"
+        rows.append(LayerRow(name, f"{labels}", count("statistics.")))
     return rows
 
 

@@ -29,8 +29,8 @@ Windows = Sequence[npt.NDArray[np.int16] | npt.NDArray[np.float32]]
 INT16_SCALE = np.float32(1.0 / 32768.0)
 LARGEST_BATCH_CPU = 32
 LARGEST_BATCH_CUDA = 128
-# Sums of another order differ in the last bit, and only in some of the numbers: of so many, in some for certain.
-PROBED_NUMBERS = 256
+# Sums of another order differ in the last bit, and only in some of the numbers; of so many, surely in one.
+PROBED_NUMBERS = 512
 CPU_BATCH_MACS = 12e9  # beyond this a larger batch is no faster on a CPU, only later
 
 
@@ -250,28 +250,24 @@ class Engine:
         return max(1, min(LARGEST_BATCH_CPU, int(CPU_BATCH_MACS / macs)))
 
     def _try_shape(self, bucket: Bucket, shape: int) -> bytes | None:
-        """The bits that pairs of random windows get in this batch size; None if they depend on the place."""
-        found = []
-        for pair in range(math.ceil(PROBED_NUMBERS / (2 * self.card.network.embedding))):
-            bits = self._try_windows(bucket, shape, *_probe_windows(bucket, pair))
-            if bits is None:
-                return None
-            found.append(bits)
-        return b"".join(found)
-
-    def _try_windows(
-        self, bucket: Bucket, shape: int, one: npt.NDArray[np.float32], other: npt.NDArray[np.float32]
-    ) -> bytes | None:
+        """The bits that random windows get in this batch size; None if they depend on the place."""
+        one, other, *more = _probe_windows(bucket, 2 + math.ceil(PROBED_NUMBERS / self.card.network.embedding))
         alternating = [(one, other)[place % 2] for place in range(shape)]
         swapped = [(other, one)[place % 2] for place in range(shape)]
         seen: list[set[bytes]] = [set(), set()]
         for order, windows in enumerate((alternating, swapped)):
-            results = self._run(bucket, shape, windows)
-            for place in range(shape):
-                seen[(place + order) % 2].add(b"".join(result[place].tobytes() for result in results))
+            for place, bits in enumerate(self._bits(bucket, shape, windows)):
+                seen[(place + order) % 2].add(bits)
         if any(len(bits) != 1 for bits in seen):
             return None
-        return b"".join(bits.pop() for bits in seen)
+        found = [bits.pop() for bits in seen]
+        for start in range(0, len(more), shape):
+            found += self._bits(bucket, shape, more[start : start + shape])
+        return b"".join(found)
+
+    def _bits(self, bucket: Bucket, shape: int, windows: Sequence[npt.NDArray[Any]]) -> list[bytes]:
+        results = self._run(bucket, shape, windows)
+        return [b"".join(result[place].tobytes() for result in results) for place in range(len(windows))]
 
 
 def agreeing_shapes(results: dict[int, bytes | None]) -> CheckedShapes:
@@ -289,13 +285,18 @@ def agreeing_shapes(results: dict[int, bytes | None]) -> CheckedShapes:
     return CheckedShapes(tuple(sorted(used)), refused, hashlib.sha256(bits).hexdigest()[:8])
 
 
-def _probe_windows(bucket: Bucket, pair: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Two unlike windows, of unlike lengths where the bucket has such: noise, and a burst that dies away."""
-    rng = np.random.default_rng([bucket.samples, pair])
-    noise = rng.standard_normal(bucket.samples, dtype=np.float32) * np.float32(0.1)
+def _probe_windows(bucket: Bucket, count: int) -> list[npt.NDArray[np.float32]]:
+    """Unlike windows, of unlike lengths where the bucket has such: noise, and bursts that die away, in turn."""
+    rng = np.random.default_rng(bucket.samples)
     decay = np.exp(-np.arange(bucket.samples, dtype=np.float32) / np.float32(bucket.samples / 10))
-    burst = rng.standard_normal(bucket.samples, dtype=np.float32) * decay
-    return noise, burst if bucket.exact else burst[: 3 * bucket.samples // 4]
+    windows = []
+    for number in range(count):
+        noise = rng.standard_normal(bucket.samples, dtype=np.float32)
+        if number % 2 == 0:
+            windows.append(noise * np.float32(0.1))
+        else:
+            windows.append((noise * decay)[: bucket.samples if bucket.exact else 3 * bucket.samples // 4])
+    return windows
 
 
 def _within_float_range(window: npt.NDArray[np.float32], *, scale_matters: bool) -> npt.NDArray[np.float32]:

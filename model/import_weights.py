@@ -91,6 +91,7 @@ def write_initial(path: str | os.PathLike[str], weights: Mapping[str, npt.NDArra
     scratch = path.with_name(f".{path.name}")
     arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
     safetensors.numpy.save_file(arrays, scratch, metadata={_DIMS: json.dumps(asdict(dims))})
+    scratch.chmod(path.parent.stat().st_mode & 0o666)  # safetensors gives its files to their owner alone
     scratch.replace(path)
 
 

@@ -105,8 +105,10 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     except OSError as error:
         raise ManifestError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
     if len(manifest.label_names) < 2:
+        tables = _tables(path) if path.is_dir() else []
         raise ManifestError(
             f"{path}: the only label is {manifest.label_names[0]!r}; to tell things apart a data set needs two or more"
+            + (f"; did you mean {path / tables[0]}?" if tables else "")
         )
     return manifest
 
@@ -131,7 +133,7 @@ def _read_folder(root: Path) -> Manifest:
             clips += found
             notes += said
     if not clips:
-        tables = sorted(name for name in os.listdir(root) if Path(name).suffix.lower() in TABLE_SUFFIXES)
+        tables = _tables(root)
         loose = sum(Path(name).suffix.lower() in RECORDING_SUFFIXES for name in os.listdir(root))
         hint = (
             f"; did you mean {root / tables[0]}?" if tables else f"; {loose} lie beside one another." if loose else "."
@@ -141,6 +143,11 @@ def _read_folder(root: Path) -> Manifest:
             "A data set is a folder with a folder of recordings for each class"
         )
     return Manifest(root, tuple(clips), (*notes, EACH_FILE_A_RECORDING))
+
+
+def _tables(folder: Path) -> list[str]:
+    """Names of the tables in it, sorted."""
+    return sorted(name for name in os.listdir(folder) if Path(name).suffix.lower() in TABLE_SUFFIXES)
 
 
 def _read_classes(root: Path, folder: Path, split: str) -> tuple[list[Clip], list[str]]:
@@ -349,7 +356,7 @@ def _clip(path: Path, row: _Row, part: str, exists: dict[str, str], trouble: _Tr
         wrong.append("no path; name the recording")
     elif not wrong:
         if name not in exists:
-            file = path.parent / name
+            file = path.parent / os.path.expanduser(name)
             exists[name] = (
                 ""
                 if file.is_file()
@@ -371,7 +378,7 @@ def _clip(path: Path, row: _Row, part: str, exists: dict[str, str], trouble: _Tr
             trouble.add(row, what)
         return None
     return Clip(
-        path=path.parent / name,
+        path=path.parent / os.path.expanduser(name),
         label=values["label"],
         start_s=start_s,
         end_s=end_s,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model.architecture import count_parameters
+from model.architecture import FrontEndSpec, count_parameters
 from model.bundle import BundleCard
 from model.metrics import Scores
 
@@ -19,8 +19,8 @@ An ECAPA-TDNN of {parameters:,} parameters that tells {count} things apart in wh
 ## What goes in and what comes out
 Windows of {window:,} samples ({window_ms:.4g} ms) every {hop:,} at {rate}. {level}
 The front end makes {features} features of each frame ({n_fft} point transform, window {win_length}, hop {hop_length},
-{n_mels} mel filters). Out come calibrated probabilities of the labels (temperature {temperature:.3g}), an embedding of
-{embedding} numbers, and an unknown score ({unknown}, threshold {threshold:.4g}).
+{n_mels} mel filters{context}). Out come calibrated probabilities of the
+labels (temperature {temperature:.3g}), an embedding of {embedding} numbers, and an unknown score ({unknown}, threshold {threshold:.4g}).
 
 ## Data
 {data} (SHA-256 of windows and labels `{data_hash}`). Parted by {split}.
@@ -66,11 +66,8 @@ def model_card(card: BundleCard, found: Scores, split_note: str, fold: str | Non
         window_ms=1e3 * card.window_samples / card.rate_hz,
         hop=card.hop_samples,
         rate=rate,
-        level=(
-            "Each is scaled to unit RMS: the gain of a sensor does not matter."
-            if front_end.level == "rms"
-            else "They go in at the level at which they come: the gain of a sensor matters."
-        ),
+        level=_level(front_end),
+        context=f", {front_end.context_rows} statistics of the whole window" if front_end.context_rows else "",
         features=front_end.features,
         n_fft=front_end.n_fft,
         win_length=front_end.win_length,
@@ -93,11 +90,17 @@ def model_card(card: BundleCard, found: Scores, split_note: str, fold: str | Non
         strange=100 * metrics["called_unknown"],
         limits="\n".join(f"- {limit}" for limit in _limits(card, found)),
         command=training.command,
-        made=", ".join(
-            filter(None, [f"On {training.date}", f"on {device}" if device else "", f"seed {training.seed}"])
-        ),
+        made=f"On {training.date}, seed {training.seed}{f' ({device})' if device else ''}",
         recipe=training.recipe.strip(),
     )
+
+
+def _level(front_end: FrontEndSpec) -> str:
+    if front_end.level == "none":
+        return "They go in at the level at which they come: the gain of a sensor matters."
+    if front_end.context_rows:
+        return "Each is scaled to unit RMS, but how loud it was is among the statistics: the gain of a sensor matters."
+    return "Each is scaled to unit RMS: the gain of a sensor does not matter."
 
 
 def _counts(card: BundleCard) -> str:

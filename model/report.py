@@ -53,10 +53,13 @@ def verdict(difference: Interval) -> str:
 def interval_note(found: Evaluation) -> str:
     """What the ranges mean, and how far to trust them."""
     of = found.results.intervals
+    if of.units == 1:
+        return f"Ranges: none, for all is of one {of.unit.removesuffix('s')}; nothing can be said of others."
     note = f"Ranges: {100 * LEVEL:.0f} % percentile bootstrap over {of.units:,} {of.unit}."
     if of.accuracy.value == 1.0:
         # The rule of three (Hanley & Lippman-Hand, 1983): no resampling finds an error where there is none.
-        note += f" No error among {of.units:,} {of.unit} also happens where {min(1.0, 3 / of.units):.1%} are wrong."
+        wrong = 100 * min(1.0, 3 / of.units)
+        note += f" No error among {of.units:,} {of.unit} also happens where {wrong:.1f} % are wrong."
     if of.units < FEW_UNITS:
         note += f" With so few {of.unit} they are narrower than the truth."
     elif of.unit == "windows":
@@ -78,12 +81,20 @@ def weakest_recordings(results: Results) -> list[GroupResult]:
     return sorted(wrong, key=lambda group: (group.accuracy, -group.windows))[:WEAKEST_RECORDINGS]
 
 
+def what_it_is_of(found: Evaluation) -> str:
+    """Data set, part, and how many windows of how many recordings."""
+    windows, recordings = (
+        f"{count:,} {name}{'s' * (count != 1)}"
+        for count, name in ((found.windows, "window"), (found.recordings, "recording"))
+    )
+    return f"{found.data}, {found.part}: {windows}{f' of {recordings}' if found.recordings else ''}"
+
+
 def _facts(found: Evaluation) -> str:
-    recordings = f" of {found.recordings:,} recordings" if found.recordings else ""
     lines = [
         ("bundle", f"{found.model} {found.version}, {found.bundle}"),
         ("trained on", found.trained_on),
-        ("data", f"{found.data}, {found.part}: {found.windows:,} windows{recordings}"),
+        ("data", what_it_is_of(found)),
         *(("note", note) for note in found.notes),
         *(("leakage", leak) for leak in found.leakage),
     ]

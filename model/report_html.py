@@ -15,6 +15,7 @@ from model.report import (
     points,
     verdict,
     weakest_recordings,
+    what_it_is_of,
 )
 from model.report_plots import confusion, curves, group_bars, label_bars, reliability, svg
 
@@ -105,11 +106,10 @@ def report_html(found: Evaluation, history: Sequence[Epoch] = ()) -> str:
 
 
 def _head(found: Evaluation, title: str) -> str:
-    recordings = f" of {found.recordings:,} recordings" if found.recordings else ""
     facts = [
         ("bundle", found.bundle),
         ("trained on", found.trained_on),
-        ("evaluated on", f"{found.data}, {found.part}: {found.windows:,} windows{recordings}"),
+        ("evaluated on", what_it_is_of(found)),
         ("windows", f"{found.window_samples:,} samples at {found.rate_hz:,.0f} Hz"),
         *(("note", note) for note in found.notes),
     ]

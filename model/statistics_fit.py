@@ -76,7 +76,7 @@ def fit_statistics(
     count = int(labels.max()) + 1
     if (lacking := np.flatnonzero(np.bincount(labels[chosen], minlength=count) < 2)).size:
         raise StatisticsError(
-            f"label {lacking[0]} has fewer than two training windows; front_end.context=none does without"
+            f"label {lacking[0]} has fewer than two training windows; label more, or leave the label out"
         )
     generator = torch.Generator(feed.device).manual_seed(int(rng.integers(2**31)))
     front_end = model.front_end
@@ -167,8 +167,8 @@ def assign_folds(labels: Indices, groups: npt.NDArray[Any], seed: int, most: int
         from sklearn.model_selection import StratifiedGroupKFold
     except ImportError as error:
         raise StatisticsError(
-            "the rows of context are fitted with scikit-learn: pip install 'aewatch[train]', "
-            "or set front_end.context=none"
+            "statistics and augmentations are tried with scikit-learn: pip install 'aewatch[train]', "
+            "or do without them: front_end.context=none augment.audition=false"
         ) from error
     groups = _parted(labels, groups, most)
     folds = max(2, min(most, len(np.unique(groups)), int(np.bincount(labels)[np.unique(labels)].min())))

@@ -95,6 +95,13 @@ def test_a_missing_bundle_is_named_and_what_a_bundle_is(tmp_path: Path) -> None:
         read_card(tmp_path / "nowhere")
 
 
+def test_the_folder_of_a_training_points_to_its_bundle(bundle: Path) -> None:
+    (bundle.parent / "run").mkdir()
+    inside = bundle.rename(bundle.parent / "run" / "bundle")
+    with pytest.raises(BundleError, match=rf"a training, not a bundle; did you mean {inside}\?"):
+        read_card(inside.parent)
+
+
 def test_missing_weights_are_named(bundle: Path) -> None:
     (bundle / WEIGHTS_FILE).unlink()
     with pytest.raises(BundleError, match=r"model\.safetensors: No such file"):

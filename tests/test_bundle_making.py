@@ -27,6 +27,8 @@ from model.bundle_making import (
 from model.calibration import fit_temperature
 from model.dataset import WindowSet
 from model.engine import Engine
+from model.metrics import scores
+from model.model_card import model_card
 from model.network import Recogniser
 from model.recipe import load_recipe, recipe_text
 
@@ -164,12 +166,23 @@ def test_the_readme_says_what_went_in_what_came_out_and_what_not_to_expect(tmp_p
         "Fewer than 50 training windows of noise (30), plb (30), knock (30).",
         "Trained at 2 sensor positions only.",
         FACTS.command,
-        "On 2026-11-24, on cpu, seed 7",
+        "On 2026-11-24, seed 7 (cpu)",
         '[optimizer]\nkind = "adam"',
     ):
         assert said in text, said
     assert "parted at random" not in text
     assert "{" not in text
+
+
+def test_the_readme_says_whether_the_gain_of_a_sensor_matters(tmp_path: Path, plant: Plant) -> None:
+    card = _make(tmp_path / "b", plant)
+    found = scores(np.diag([7, 7, 7]))
+    for front_end, said in (
+        (FrontEndSpec(level="rms"), "the gain of a sensor does not matter"),
+        (FrontEndSpec(level="none"), "the gain of a sensor matters"),
+        (FrontEndSpec(level="rms", context="window"), "the gain of a sensor matters"),
+    ):
+        assert said in model_card(msgspec.structs.replace(card, front_end=front_end), found, "", None, "")
 
 
 def test_the_readme_warns_of_windows_parted_at_random_and_of_a_fold_left_out(tmp_path: Path, plant: Plant) -> None:

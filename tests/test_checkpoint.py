@@ -26,6 +26,12 @@ def test_what_was_written_is_read_back_bit_for_bit(tmp_path: Path) -> None:
     assert json.loads(path.with_suffix(".json").read_text()) == FACTS
 
 
+def test_who_may_use_the_folder_may_use_the_checkpoint(tmp_path: Path) -> None:
+    tmp_path.chmod(0o775)
+    write_checkpoint(tmp_path / "last.safetensors", {"a": torch.ones(2)}, {})
+    assert (tmp_path / "last.safetensors").stat().st_mode & 0o777 == 0o664
+
+
 def test_a_transposed_tensor_keeps_its_shape(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "x.safetensors", {"a": TENSORS["a"].T}, {})
     assert torch.equal(read_checkpoint(tmp_path / "x.safetensors")[0]["a"], TENSORS["a"].T)

@@ -33,6 +33,13 @@ def test_help_imports_nothing_but_the_command_line() -> None:
     assert not imported_by("--help") & {*HEAVY, "numpy", "pydantic", "aiokafka", "redis", "rich"}
 
 
+def test_the_users_home_is_understood_where_the_shell_leaves_it(tmp_path: Path) -> None:
+    for arguments in (("data", "check", "~/set.csv"), ("train", "--out=~/run", "--data=~/set.csv")):
+        done = aewatch(*arguments, cwd=tmp_path, HOME=str(tmp_path))
+        assert done.returncode != 0
+        assert str(tmp_path / "set.csv") in done.stderr
+
+
 def test_following_alerts_imports_no_network_and_no_stream_processor() -> None:
     # A port where nothing listens: the command gets as far as connecting.
     os.environ["AEWATCH_REDIS__URL"] = "redis://127.0.0.1:1/0"

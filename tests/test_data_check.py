@@ -131,6 +131,15 @@ def test_overlapping_clips_with_two_labels_or_in_two_parts_are_errors(tmp_path, 
     assert "recordings in two parts or more: 1 of 1" in found
 
 
+def test_ends_that_were_rounded_make_no_overlap(tmp_path, dataset):
+    path = dataset("train/leak/0.wav", noise(1, count=2 * RATE))
+    table = tmp_path / "rounded.csv"
+    table.write_text(f"path,label,start,end\n{path},leak,0,1.001\n{path},pump,1,2\n{path},rub,1.9,2\n")
+    said = told(report_on(table))
+    assert "error: two labels on overlapping clips, 1 time" in said
+    assert "1.9 s to 2 s is rub" in said
+
+
 def test_faults_of_single_clips_are_named(dataset):
     dataset("train/leak/flat.wav", np.full(4000, 0.25))
     dataset("train/leak/silent.wav", np.concatenate((noise(1, 4000), np.zeros(12_000))))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -11,13 +12,14 @@ from model.describe import describe_architecture, describe_bundle, layer_rows
 from model.untrained import write_untrained_bundle
 
 
-def test_the_rows_add_up_to_all_parameters() -> None:
-    dims = EcapaDims(channels=64, mfa_channels=48)
-    rows = layer_rows(FrontEndSpec(), dims, HeadSpec(), 5, 65_536)
+@pytest.mark.parametrize("context", ["none", "window"])
+def test_the_rows_add_up_to_all_parameters(context: Literal["none", "window"]) -> None:
+    dims, front_end = EcapaDims(channels=64, mfa_channels=48), FrontEndSpec(context=context)
+    rows = layer_rows(front_end, dims, HeadSpec(), 5, 65_536)
     trainable = [
         shape
-        for name, shape in parameter_shapes(dims, 80, HeadSpec(), 5).items()
-        if not name.startswith("unknown.") and "running" not in name
+        for name, shape in parameter_shapes(dims, front_end.features, HeadSpec(), 5, front_end.context_rows).items()
+        if not name.startswith(("unknown.", "front_end.")) and "running" not in name
     ]
     total = 0
     for shape in trainable:

@@ -182,7 +182,9 @@ def test_with_level_rms_the_scale_of_float_samples_does_not_matter(engine: Engin
 
 def test_with_rows_of_context_the_scale_of_float_samples_is_heard_and_the_loudest_are_clipped(tmp_path: Path) -> None:
     front_end = FrontEndSpec(level="rms", context="window")
-    write_untrained_bundle(tmp_path / "b", network=SMALL, front_end=front_end, window_samples=WINDOW_SAMPLES, hop_samples=2_048)
+    write_untrained_bundle(
+        tmp_path / "b", network=SMALL, front_end=front_end, window_samples=WINDOW_SAMPLES, hop_samples=2_048
+    )
     engine = Engine(tmp_path / "b", device="cpu", threads=1)
     window = _window(7, dtype="float32")
     window /= np.abs(window).max()

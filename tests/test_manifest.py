@@ -123,6 +123,22 @@ def test_a_folder_with_a_table_in_it_points_to_the_table(tmp_path):
     assert f"did you mean {tmp_path / 'set.csv'}?" in refusal(tmp_path)
 
 
+def test_a_folder_of_recordings_beside_their_table_points_to_the_table(tmp_path):
+    table(tmp_path, "path,label\n")
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / "a.wav").touch()
+    with pytest.raises(ManifestError, match=r"the only label is 'audio'.*did you mean .*set\.csv\?"):
+        read_manifest(tmp_path)
+
+
+def test_a_table_may_name_files_in_the_users_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "b.wav").touch()
+    found = read_manifest(table(tmp_path / "sets", "path,label\na.wav,leak\n~/b.wav,pump\n", files=("a.wav",)))
+    assert found.clips[1].path == tmp_path / "b.wav"
+
+
 def test_recordings_in_no_class_folder_are_no_data_set(folder):
     assert "2 lie beside one another" in refusal(folder / "leak")
 

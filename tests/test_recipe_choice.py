@@ -252,7 +252,7 @@ def test_whatever_the_data_nothing_stays_open_and_the_sizes_make_a_model(
         assert 13 <= front.frames(samples) <= MOST_FRAMES + 2
     ecapa_dims(recipe)
     assert head_spec(recipe).scale > 0
-    assert 2 <= int(recipe.training.epochs)
+    assert int(recipe.training.epochs) >= 2
     assert all(said)
     assert all(more)
     assert choose_rest(recipe, window_samples=samples, counts=counts, device=device)[0] == recipe

@@ -73,7 +73,8 @@ def test_the_note_says_when_ranges_are_not_to_be_trusted(found: Evaluation) -> N
     assert "too narrow" not in with_intervals()
     assert "With so few recordings" in with_intervals(units=4)
     assert "Nobody knows the recordings" in with_intervals(unit="windows", units=200)
-    assert "also happens where 15.0% are wrong" in with_intervals(accuracy=Interval(1, 1, 1))
+    assert with_intervals(units=1).startswith("Ranges: none, for all is of one recording;")
+    assert "also happens where 15.0 % are wrong" in with_intervals(accuracy=Interval(1, 1, 1))
 
 
 def test_of_very_many_groups_the_weakest_are_listed(found: Evaluation) -> None:

@@ -122,11 +122,11 @@ def test_it_finds_what_is_linear_and_says_the_probabilities_that_are_true(labels
 
 def test_a_rare_label_weighs_as_much_as_a_frequent_one() -> None:
     rows, truth = _blobs(3_000, 2, 1.5)
-    few = (truth == 0) | (np.arange(3_000) < 400)
+    few = (truth == 0) | (np.arange(3_000) < 200)
     weight, bias = _discriminant(rows[few], truth[few], 2)
     said = (rows @ weight.T + bias).argmax(axis=1)
     recalls = [(said[truth == label] == label).mean() for label in (0, 1)]
-    assert recalls[1] == pytest.approx(recalls[0], abs=0.05)
+    assert recalls[1] == pytest.approx(recalls[0], abs=0.15)  # by the shares of the labels it would be 0.4
 
 
 def test_a_label_that_is_not_there_is_as_unlikely_as_can_be() -> None:
@@ -382,8 +382,12 @@ def test_the_engine_says_of_a_bundle_with_context_what_the_model_says_in_any_com
     assert (said == data.labels[validation]).mean() > 0.8
 
 
+@pytest.mark.parametrize("shares", [(1.0, 0.5), (0.5, 1.0), (0.0, 1.0), (1.0, 0.0)])
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
-def test_temperature_and_metrics_of_a_bundle_are_of_what_it_says_with_its_shares(kind: str, tmp_path: Path) -> None:
+def test_temperature_and_metrics_of_a_bundle_are_of_what_it_says_with_its_shares(
+    kind: str, shares: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.bundle_making.fit_blend", lambda network, statistics, labels: shares)
     data = _data()
     model, train, validation = _model(head=HeadSpec(kind=kind)), np.arange(160), np.arange(160, 240)  # type: ignore[arg-type]
     feed = Feed(data, SPEC.min_samples, CPU)
@@ -391,6 +395,4 @@ def test_temperature_and_metrics_of_a_bundle_are_of_what_it_says_with_its_shares
     card = make_bundle(tmp_path / "b", "plant", _facts(), model, data, train, validation)
     probabilities = Engine(tmp_path / "b", device="cpu", threads=1).infer(list(data.windows[validation])).probabilities
     likely = probabilities[np.arange(80), data.labels[validation]]
-    assert -np.log(likely).mean() == pytest.approx(
-        card.metrics["negative_log_likelihood"]["calibrated"], abs=2e-4
-    )
+    assert -np.log(likely).mean() == pytest.approx(card.metrics["negative_log_likelihood"]["calibrated"], abs=2e-4)

@@ -125,6 +125,7 @@ def test_a_training_that_was_stopped_or_killed_goes_on_to_the_same_weights(
 
     done = _train(_command("--resume", "--out", run, "--device", "cpu"), tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "augmentation:" not in done.stderr  # what was begun with is not chosen anew
     for file in (LAST, BEST):
         uninterrupted, resumed = (read_checkpoint(folder / file)[0] for folder in (trained[0], run))
         assert uninterrupted.keys() == resumed.keys()

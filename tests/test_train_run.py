@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
-from deploy.train_run import sized_like
+from deploy.train_run import Listener, Order, sized_like, train_dataset
 from model.architecture import EcapaDims
 from model.import_weights import for_front_end
+from model.manifest import read_manifest
 from model.recipe import load_recipe
 from model.recipe_choice import choose_rest, ecapa_dims, front_end_spec
 from model.train import load_initial, new_recogniser
@@ -46,3 +49,15 @@ def test_weights_of_another_variant_are_trained_on_as_that_variant() -> None:
 def test_a_size_that_the_recipe_settles_otherwise_is_named(overrides: list[str], dims: EcapaDims, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         sized_like(load_recipe("default", overrides), dims, 40)
+
+
+def test_a_label_with_too_few_windows_is_named_before_anything_is_written(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("drop/0", "knock/0", "knock/1", "knock/2", "knock/3"):
+        path = tmp_path / "data" / f"{name}.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, rng.uniform(-0.5, 0.5, 4_000), 16_000)
+    order = Order(manifest=read_manifest(tmp_path / "data"), recipe=load_recipe("default"), out=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"fewer than two training windows of drop; .*windows\.length_s"):
+        train_dataset(order, Listener())
+    assert not order.out.exists()

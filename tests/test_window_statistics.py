@@ -96,7 +96,9 @@ def test_a_masked_window_has_the_statistics_of_its_real_samples_alone(room: int)
 
 
 @given(
-    lengths=st.lists(st.integers(16, 5_000), min_size=1, max_size=4), padding=st.integers(0, 3_000), seed=st.integers(0, 9)
+    lengths=st.lists(st.integers(16, 5_000), min_size=1, max_size=4),
+    padding=st.integers(0, 3_000),
+    seed=st.integers(0, 9),
 )
 @settings(max_examples=30, deadline=None)
 def test_what_a_window_is_padded_with_and_stands_beside_changes_nothing(

@@ -67,7 +67,7 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option(
     "--config",
     metavar="FILE",
@@ -83,7 +83,14 @@ def cli(config: str | None) -> None:
 
 def main(arguments: list[str] | None = None) -> Any:
     """Entry point: errors that a user can mend end with one line and no traceback."""
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        return cli.main(args=arguments, prog_name="aewatch", standalone_mode=True)
+        return cli.main(args=[_at_home(argument) for argument in given], prog_name="aewatch", standalone_mode=True)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _at_home(argument: str) -> str:
+    """`~/…` as the user's folder, also where a shell leaves it as it is: in quotes, or behind `--option=`."""
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return option + equals + (os.path.expanduser(value) if value.startswith("~/") else value)

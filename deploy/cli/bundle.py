@@ -54,7 +54,7 @@ def bundle() -> None:
     callback=_roles,
     help=f"What a label means to an alarm: {', '.join(ROLES)}.  [default: as in the training]",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def make(
     run: Path, out: Path, checkpoint: str, data: Path | None, name: str | None, roles: dict[str, str], device: str
 ) -> None:

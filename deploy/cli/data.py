@@ -16,7 +16,7 @@ def data() -> None:
     """Look at a labelled data set before training on it."""
 
 
-@data.command("check")
+@data.command("check", short_help="What is in a data set, and what is wrong with it.")
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option("--plot", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Write a picture.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with everything that was found.")

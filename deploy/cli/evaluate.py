@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     "--html", metavar="FILE", type=click.Path(path_type=Path, dir_okay=False), help="Write the report as one HTML page."
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object with every figure.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def evaluate(
     bundle: Path,
     data: Path,

@@ -26,7 +26,7 @@ def model() -> None:
     """Look at a model bundle or an architecture; roll a bundle out; train the demo bundle."""
 
 
-@model.command()
+@model.command(short_help="Layers, sizes, labels and version of a bundle.")
 @click.argument("bundle", required=False)
 @click.option(
     "--channels", type=click.IntRange(8, 8192), help="Show the paper's network with so many channels instead."
@@ -43,7 +43,7 @@ def show(bundle: str | None, channels: int | None) -> None:
         click.echo(describe_architecture(channels) if channels else describe_bundle(in_force.bundle_path(bundle)))
 
 
-@model.command("train-demo")
+@model.command("train-demo", short_help="Train the bundle that comes with the project.")
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write.")
 @click.option("--seed", default=1, show_default=True, help="Draws data, weights and batches.")
 def train_demo(out: Path, seed: int) -> None:
@@ -54,7 +54,7 @@ def train_demo(out: Path, seed: int) -> None:
     train_demo_bundle(out, seed=seed)
 
 
-@model.command()
+@model.command(short_help="Check a bundle and copy it into this host's store.")
 @click.argument("bundle")
 def add(bundle: str) -> None:
     """Check the bundle in folder BUNDLE and copy it into the model store of this host."""

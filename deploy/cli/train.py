@@ -70,9 +70,16 @@ def _roles(context: click.Context, parameter: click.Parameter, values: tuple[str
     help="Begin with these weights: a bundle, or ECAPA-TDNN weights of TaoRuijie or SpeechBrain.",
 )
 @click.option("--resume", is_flag=True, help="Go on where the training in RUN was stopped.")
-@click.option("--device", default="auto", show_default=True, callback=_device, help="auto, cpu, cuda or cuda:N.")
-@click.option("--seed", type=click.IntRange(0), help="Draws weights and batches; sets training.seed.")
-@click.option("--epochs", type=click.IntRange(1), help="Passes over the data; sets training.epochs.")
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    default="auto",
+    show_default=True,
+    callback=_device,
+    help="auto, cpu, cuda or cuda:N.",
+)
+@click.option("--seed", metavar="N", type=click.IntRange(0), help="Draws weights and batches; sets training.seed.")
+@click.option("--epochs", metavar="N", type=click.IntRange(1), help="Passes over the data; sets training.epochs.")
 @click.option(
     "--role",
     "roles",
