@@ -19,8 +19,8 @@ An ECAPA-TDNN of {parameters:,} parameters that tells {count} things apart in wh
 ## What goes in and what comes out
 Windows of {window:,} samples ({window_ms:.4g} ms) every {hop:,} at {rate}. {level}
 The front end makes {features} features of each frame ({n_fft} point transform, window {win_length}, hop {hop_length},
-{n_mels} mel filters{context}). Out come calibrated probabilities of the
-labels (temperature {temperature:.3g}), an embedding of {embedding} numbers, and an unknown score ({unknown}, threshold {threshold:.4g}).
+{n_mels} mel filters{context}). Out come calibrated probabilities of the labels (temperature {temperature:.3g}), an
+embedding of {embedding} numbers, and an unknown score ({unknown}, threshold {threshold:.4g}).
 
 ## Data
 {data} (SHA-256 of windows and labels `{data_hash}`). Parted by {split}.
