@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +55,7 @@ def position_shift(out: Path, seeds: int, **effort: Any) -> None:
     from deploy.experiments import plan
     from deploy.experiments.position_shift import cases, read_windows
 
-    with plain_errors(ValueError):
+    with _stoppable(), plain_errors(ValueError):
         data = read_windows(out / "windows.npz", click.echo)
         plan.run(data, cases(seeds), _effort(**effort), out, pooled=False, say=click.echo)
 
@@ -65,7 +68,7 @@ def gas_leaks(data: Path, out: Path, seeds: int, **effort: Any) -> None:
     from deploy.experiments import plan
     from deploy.experiments.gas_leaks import cases, read_windows
 
-    with plain_errors(ValueError):
+    with _stoppable(), plain_errors(ValueError):
         plan.run(read_windows(data), cases(seeds), _effort(**effort), out, pooled=True, say=click.echo)
 
 
@@ -77,8 +80,20 @@ def environmental_sounds(data: Path, out: Path, seeds: int, **effort: Any) -> No
     from deploy.experiments import plan
     from deploy.experiments.environmental_sounds import cases, read_windows
 
-    with plain_errors(ValueError):
+    with _stoppable(), plain_errors(ValueError):
         plan.run(read_windows(data), cases(seeds), _effort(**effort), out, pooled=True, say=click.echo)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end with one line: everything is saved, and the same command goes on."""
+    from model.interruption import TrainingInterruptedError
+
+    try:
+        yield
+    except TrainingInterruptedError as stopped:
+        click.echo(f"{signal.Signals(stopped.signal_number).name}: saved; the same command goes on from here", err=True)
+        sys.exit(128 + stopped.signal_number)
 
 
 def _effort(
@@ -116,7 +131,7 @@ def unknown_scores(out: Path, channels: int, epochs: int, precision: str) -> Non
     from deploy.experiments.position_shift import cases, read_windows
     from deploy.experiments.unknown_scores import measure
 
-    with plain_errors(ValueError):
+    with _stoppable(), plain_errors(ValueError):
         data = read_windows(out.parent / "position-shift" / "windows.npz", click.echo)
         click.echo(measure(data, cases(1)[0].parts(data), out, channels, epochs, precision, click.echo))
 
@@ -130,5 +145,5 @@ def training_speed(channels: int, repeats: int, precision: str, device: str) -> 
     """Windows a second of both recipes in training, with one process and with two."""
     from deploy.experiments.training_speed import measure
 
-    with plain_errors(ValueError):
+    with _stoppable(), plain_errors(ValueError):
         click.echo(measure(channels, device, precision, repeats, lambda line: click.echo(line, err=True)))
