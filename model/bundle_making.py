@@ -107,7 +107,7 @@ def make_bundle(
 
     The temperature is the one that makes the validation windows most likely (`fit_temperature`). The unknown score is
     fitted by `fit_unknown`, which also says where its threshold comes from. The metrics are of the validation windows,
-    which also chose the epoch and the temperature; figures to compare with come from windows that chose nothing.
+    which also set the temperature, and may have chosen the epoch; figures to compare with come from other windows.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def make_bundle(
     data
         All windows; may be a memory map, and is never copied whole.
     train, validation
-        Indices of the windows that the model was trained on, and of those that chose the epoch.
+        Indices of the windows that the model was trained on, and of those held out of that.
     roles
         Label → background, calibration or fault; `model.roles.role_by_name` guesses those of the others.
 

@@ -242,7 +242,7 @@ def _leakage(windows: WindowSet, heard: _Heard | None, training: Training | None
         found.append(f"{trained:,} of these {total:,} {how} were trained on: their scores promise too much")
     if judged := int((heard.validation & chosen).sum()):
         found.append(
-            f"{judged:,} of these {total:,} windows chose the epoch, the temperature and the unknown threshold: "
+            f"{judged:,} of these {total:,} windows set the temperature and the unknown threshold: "
             "expect a little less of others"
         )
     train = heard.train & ~chosen

@@ -28,8 +28,8 @@ embedding of {embedding} numbers, and an unknown score ({unknown}, threshold {th
 {counts}
 {positions}{note}
 ## Results on the validation windows
-They chose the epoch, the temperature and the unknown threshold too, so expect a little less elsewhere. Rows are true,
-columns recognised:
+They set the temperature and the unknown threshold too, so expect a little less elsewhere. Rows are true, columns
+recognised:
 
 {table}
 

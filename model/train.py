@@ -384,7 +384,7 @@ class _Training:
             learning_rate=self._learning_rate(self.step - 1),
             windows_per_s=windows_per_s,
             elapsed_s=self._elapsed(),
-            best=self._best is None or self._key(found) > self._key(self._best.validation),
+            best=self._best is None or self._better(found, self._best.validation),
         )
         if epoch.best:
             self._best = epoch
@@ -402,17 +402,17 @@ class _Training:
             logits[number::world] = of_rank
         return validation_scores(logits, self._data.labels[validation])
 
-    def _key(self, found: Validation) -> tuple[float, float]:
-        """Larger is better."""
+    def _better(self, found: Validation, best: Validation) -> bool:
+        """Whether what was `found` now is to be kept instead of the best of the epochs before."""
         match self._recipe.training.choose_by:
             case "last":
                 # Averaged weights at the end of a falling learning rate; a validation part that is like the training
                 # part says little about which epoch is best elsewhere, and a small one is mostly chance.
-                return float(self.step), 0.0
+                return True
             case "loss":
-                return -found.loss, 0.0
+                return found.loss < best.loss
             case "macro_f1":
-                return found.macro_f1, -found.loss
+                return (found.macro_f1, -found.loss) > (best.macro_f1, -best.loss)
 
     def progress(self) -> Progress:
         """Where it stands, as far as it was looked at."""

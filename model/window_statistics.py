@@ -52,8 +52,6 @@ def window_statistics(samples: Tensor, lengths: Tensor | None = None) -> Tensor:
     peak = magnitude.amax(dim=1, keepdim=True).clamp(min=_TINY)
     crest = normal.abs().amax(dim=1, keepdim=True).clamp(min=_TINY)
     turns = (centred[:, 1:] * centred[:, :-1] < 0).float()
-    if real is not None:
-        turns = turns * real[:, 1:]
     time = (place + 0.5) / count
     power = normal.square()
     centre = mean(power * time)

@@ -62,7 +62,7 @@ def test_without_a_test_part_it_is_what_the_bundle_was_not_trained_on() -> None:
     np.testing.assert_array_equal(found.rows, np.flatnonzero(split.validation))
     np.testing.assert_array_equal(found.train, np.flatnonzero(split.train))
     assert "validation part of the bundle's training, as run.json says" in found.notes[0]
-    assert any("chose the epoch" in leak for leak in found.leakage)
+    assert any("set the temperature" in leak for leak in found.leakage)
     assert not any("were trained on" in leak or "recordings on both" in leak for leak in found.leakage)
 
 

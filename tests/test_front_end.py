@@ -171,7 +171,7 @@ def test_padding_and_neighbours_change_nothing_and_what_lies_beyond_the_end_is_z
         expected, _ = front_end(window)
         frames = expected.shape[2]
         assert frames == front_end.spec.frames(window.shape[1])
-        torch.testing.assert_close(features[row, :, :frames], expected[0], atol=2e-4, rtol=0)
+        torch.testing.assert_close(features[row, :, :frames], expected[0], atol=5e-4, rtol=0)
         assert not features[row, :, frames:].any()
         assert mask[row, 0].sum() == frames
 

@@ -95,10 +95,13 @@ def test_what_the_recipe_settles_stays() -> None:
     assert said == []
 
 
-@pytest.mark.parametrize(("source_hz", "seconds"), [(48_000, 3), (44_100, 5), (22_050, 7), (96_000, 1), (250_000, 1)])
-def test_a_clip_of_whole_seconds_is_as_long_at_the_models_rate(source_hz: int, seconds: int) -> None:
-    _, length, *_ = _windows(_facts([source_hz * seconds], float(source_hz)), "windows.rate_hz=16000")
-    assert length == 16_000 * seconds
+@pytest.mark.parametrize(
+    ("source_hz", "model_hz", "seconds"),
+    [(48_000, 16_000, 3), (44_100, 16_000, 5), (250_000, 16_000, 1), (2_500_000, 48_000, 1)],
+)
+def test_a_clip_of_whole_seconds_is_as_long_at_the_models_rate(source_hz: int, model_hz: int, seconds: int) -> None:
+    _, length, *_ = _windows(_facts([source_hz * seconds], float(source_hz)), f"windows.rate_hz={model_hz}")
+    assert length == model_hz * seconds
 
 
 def test_clips_that_are_alike_are_taken_whole_and_a_few_long_ones_do_not_pad_the_rest() -> None:

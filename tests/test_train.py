@@ -288,8 +288,16 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(
 # --- The best epoch ----------------------------------------------------------------------------------------------
 
 
-def test_the_best_epoch_is_the_one_that_validation_chose_and_ties_go_to_the_lower_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("choose_by", "best"),
+    [
+        ("macro_f1", [True, True, True, False, False]),  # ties go to the lower loss
+        ("loss", [True, True, True, False, True]),
+        ("last", [True, True, True, True, True]),
+    ],
+)
+def test_the_epoch_that_is_kept_is_the_one_that_the_recipe_chooses_by(
+    choose_by: str, best: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from model import train
     from model.history import Validation
@@ -304,11 +312,12 @@ def test_the_best_epoch_is_the_one_that_validation_chose_and_ties_go_to_the_lowe
 
     monkeypatch.setattr(train, "validation_scores", scored)
     seen: list[Epoch] = []
-    recipe = tiny_recipe(overrides=["training.epochs=20"])
+    recipe = tiny_recipe(overrides=["training.epochs=20", f"training.choose_by={choose_by}"])
     model = train_run(DATA, PARTS, recipe, tmp_path / "run", on_epoch=seen.append)
-    assert [epoch.best for epoch in seen] == [True, True, True, False, False]
-    assert read_checkpoint(tmp_path / "run" / BEST)[1]["epoch"]["epoch"] == 12
-    assert np.array_equal(judge(model, DATA, PARTS.validation)[0], kept[2].numpy())
+    assert [epoch.best for epoch in seen] == best
+    last_best = max(number for number, one in enumerate(best) if one)
+    assert read_checkpoint(tmp_path / "run" / BEST)[1]["epoch"]["epoch"] == seen[last_best].epoch
+    assert np.array_equal(judge(model, DATA, PARTS.validation)[0], kept[last_best].numpy())
 
 
 # --- Windows -----------------------------------------------------------------------------------------------------

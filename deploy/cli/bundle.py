@@ -27,7 +27,7 @@ def bundle() -> None:
     """Make a bundle of a training, import weights to begin one with, show a bundle."""
 
 
-@bundle.command()
+@bundle.command(short_help="The bundle of a training anew: name, roles, checkpoint.")
 @click.argument("run", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.option(
     "--out", metavar="DIR", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder to write."
@@ -37,7 +37,7 @@ def bundle() -> None:
     type=click.Choice(("best", "last")),
     default="best",
     show_default=True,
-    help="Weights of the best epoch on the validation part, or of the last step.",
+    help="Weights of the epoch that the recipe keeps, or of the last step.",
 )
 @click.option(
     "--data",
@@ -81,7 +81,7 @@ def make(
     click.echo(f"{out}: bundle {card.name} {card.version}; on the validation part {scores}")
 
 
-@bundle.command("import")
+@bundle.command("import", short_help="Other people's ECAPA-TDNN weights, to begin with.")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, exists=True))
 @click.option(
     "--out",
@@ -119,7 +119,7 @@ def import_(file: Path, out: Path, layout: str) -> None:
     )
 
 
-@bundle.command()
+@bundle.command(short_help="Layers, sizes, labels, version and scores of a bundle.")
 @click.argument("bundle")
 def show(bundle: str) -> None:
     """Print layers, shapes and parameter counts, rate, labels, version and scores of BUNDLE."""

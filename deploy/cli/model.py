@@ -95,7 +95,7 @@ timeout_option = click.option(
 )
 
 
-@model.command()
+@model.command(short_help="Swap the workers to a bundle without stopping.")
 @click.argument("bundle", metavar="VERSION|BUNDLE")
 @timeout_option
 def use(bundle: str, timeout_s: float) -> None:
@@ -108,7 +108,7 @@ def use(bundle: str, timeout_s: float) -> None:
     _run(in_force, lambda board: _give(board, "live", version, name, folder, timeout_s))
 
 
-@model.command()
+@model.command(short_help="Run a second bundle beside the live one; off ends it.")
 @click.argument("bundle", metavar="VERSION|BUNDLE|off")
 @timeout_option
 def shadow(bundle: str, timeout_s: float) -> None:
@@ -118,7 +118,7 @@ def shadow(bundle: str, timeout_s: float) -> None:
     _run(in_force, lambda board: _give(board, "shadow", version, name, folder, timeout_s))
 
 
-@model.command()
+@model.command(short_help="What is wanted, what every worker runs, how a shadow agrees.")
 def status() -> None:
     """Print which model is wanted, what every worker runs, and how far a shadow agrees."""
     _run(settings(), _show_status)

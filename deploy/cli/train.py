@@ -220,13 +220,19 @@ def _train(order: Order) -> None:
 
 
 def _summary(order: Order, card: BundleCard, best: Epoch) -> str:
-    found = best.validation
+    found, blended = best.validation, card.metrics["windows"]
     fold = f" --fold {shlex.quote(order.fold)}" if order.fold is not None else ""
     bundle = order.out / "bundle"
+    together = (
+        f"; network and statistics together: accuracy {_percent(blended['accuracy'])}, "
+        f"macro F1 {_percent(blended['macro_f1'])}"
+        if card.front_end.context_rows
+        else ""
+    )
     return (
-        f"best epoch {best.epoch} of {best.epochs}: on the validation part accuracy {_percent(found.accuracy)}, "
+        f"kept epoch {best.epoch} of {best.epochs}: on the validation part accuracy {_percent(found.accuracy)}, "
         f"macro F1 {_percent(found.macro_f1)}, weakest recall {_percent(found.weakest_recall)}\n"
-        f"{bundle}: bundle {card.name} {card.version}\n"
+        f"{bundle}: bundle {card.name} {card.version}{together}\n"
         f"next: aewatch evaluate {shlex.quote(str(bundle))} --data {shlex.quote(str(order.manifest.path))}{fold}"
     )
 
