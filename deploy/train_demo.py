@@ -25,10 +25,11 @@ from model.dataset import WindowSet
 from model.engine import Engine
 from model.history import Epoch
 from model.host_memory import keep_freed_memory
+from model.judge import judge
 from model.metrics import Scores, confusion_matrix, scores
 from model.network import Recogniser
 from model.recipe import Recipe, load_recipe, recipe_text
-from model.train import judge, train_run
+from model.train import train_run
 from producers.propagation import (
     DEMO_POSITIONS,
     TRAINING_POSITIONS,

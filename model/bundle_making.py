@@ -21,12 +21,12 @@ from model.calibration import fit_temperature, negative_log_likelihood
 from model.dataset import Texts, WindowSet
 from model.denormals import flushed_denormals
 from model.feed import Feed
+from model.judge import judge
 from model.metrics import confusion_matrix, scores
 from model.model_card import model_card
 from model.network import Recogniser
 from model.roles import labels_with_roles
 from model.statistics_fit import statistics_logits
-from model.train import judge
 from model.unknown import UnknownScore
 
 THRESHOLDS = {"calibration": 0.8, "fault": 0.6}  # those of the default alarm rules

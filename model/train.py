@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from model.augment import augment_waveforms, mask_features, mix_pairs
 from model.averaging import WeightAverage
@@ -29,8 +28,8 @@ from model.device import Choice, choose
 from model.feed import Feed
 from model.history import Epoch, History, Validation
 from model.interruption import Interruption, TrainingInterruptedError
+from model.judge import autocast, features_in_parts, judge_fed, validation_scores
 from model.losses import Mixed, classification_loss, head_outputs
-from model.metrics import confusion_matrix, scores
 from model.network import Recogniser
 from model.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
 from model.processes import Processes, local_device, training_processes
@@ -41,8 +40,6 @@ from model.sampling import epoch_batches, label_shares
 from model.schedule import learning_rate
 from model.statistics_fit import fit_statistics, unlike_groups
 
-FRONT_END_WINDOWS = 8  # at once on a CPU: the spectrograms of more cost more in fresh memory than the batch saves
-JUDGED_WINDOWS = {"cpu": 16, "cuda": 256}
 # A data set of a few batches is passed over many times; judging after each pass would take longer than the passes.
 STEPS_BETWEEN_VALIDATIONS = 20
 # A GPU runs ahead of the program that feeds it; looking at a loss waits for it. So losses are looked at in groups.
@@ -210,7 +207,7 @@ class _Objective(nn.Module):
         self, features: Tensor, mask: Tensor | None, labels: Tensor, others: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The mean loss, and how many windows were recognised."""
-        with _autocast(self._choice):
+        with autocast(self._choice):
             embeddings = self.network(features, mask)
         outputs = head_outputs(self.head, embeddings.float())
         loss = classification_loss(outputs, labels, self._spec, mixed=Mixed(others, weights), shares=self._shares)
@@ -323,7 +320,7 @@ class _Training:
             windows, lengths = self._feed(self._train[indices])
             windows = augment_waveforms(windows, lengths, spec, generator)
             windows, partners, weights = mix_pairs(windows, lengths, spec, generator)
-            features, mask = _features_in_parts(front_end, windows, lengths)
+            features, mask = features_in_parts(front_end, windows, lengths)
             features = mask_features(features, front_end.spec.n_mels, spec, generator)
             labels = torch.from_numpy(self._labels[indices]).to(features.device)
         return features, mask, labels, labels[partners], weights
@@ -396,7 +393,7 @@ class _Training:
 
     def _judged(self, model: Recogniser, validation: Indices) -> Validation:
         rank, world = self.processes.rank, self.processes.world
-        part = _judge(model, self._feed, validation[rank::world], self._choice)[0]
+        part = judge_fed(model, self._feed, validation[rank::world], self._choice)[0]
         logits = torch.empty(len(validation), part.shape[1])
         for number, of_rank in enumerate(self.processes.gather(part)):
             logits[number::world] = of_rank
@@ -525,62 +522,6 @@ def load_initial(model: Recogniser, initial: Mapping[str, npt.NDArray[Any]]) -> 
     with torch.no_grad():
         for name, array in initial.items():
             own[name].copy_(torch.from_numpy(np.array(array)))
-
-
-def judge(
-    model: Recogniser, data: WindowSet, indices: Indices | None = None, *, precision: str = "float32"
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Logits (n, labels) and embeddings (n, embedding) of windows as they are, on the model's device.
-
-    `indices` (n,) chooses windows; None: all of `data`. The model must be in evaluation mode.
-    """
-    device = next(model.parameters()).device
-    feed = Feed(data, model.front_end.spec.min_samples, device)
-    chosen = np.arange(len(data)) if indices is None else indices
-    logits, embeddings = _judge(model, feed, chosen, choose(str(device), precision))
-    return logits.numpy(), embeddings.numpy()
-
-
-def validation_scores(logits: Tensor, labels: npt.NDArray[np.int64]) -> Validation:
-    """Scores of logits (n, labels) against the true labels (n,)."""
-    found = scores(confusion_matrix(labels, logits.argmax(dim=1).numpy(), logits.shape[1]))
-    return Validation(
-        accuracy=found.accuracy,
-        macro_f1=found.macro_f1,
-        weakest_recall=float(found.recall[np.unique(labels)].min()),
-        loss=float(functional.cross_entropy(logits, torch.from_numpy(labels))),
-    )
-
-
-def _judge(model: Recogniser, feed: Feed, indices: Indices, choice: Choice) -> tuple[Tensor, Tensor]:
-    """Logits and embeddings on the CPU."""
-    at_once = JUDGED_WINDOWS[choice.device.type]
-    labels, embedding = model.head.weight.shape
-    parts = [(torch.empty(0, labels), torch.empty(0, embedding))]
-    with torch.inference_mode():
-        for start in range(0, len(indices), at_once):
-            windows, lengths = feed(indices[start : start + at_once])
-            features, mask = _features_in_parts(model.front_end, windows, lengths)
-            with _autocast(choice):
-                embeddings = model.network(features, mask)
-            embeddings = embeddings.float()
-            parts.append((model.logits(embeddings, features).cpu(), embeddings.cpu()))
-    logits, embeddings = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return logits, embeddings
-
-
-def _features_in_parts(front_end: nn.Module, windows: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    at_once = FRONT_END_WINDOWS if windows.device.type == "cpu" else len(windows)
-    parts = [
-        front_end(windows[start : start + at_once], None if lengths is None else lengths[start : start + at_once])
-        for start in range(0, len(windows), at_once)
-    ]
-    features = torch.cat([features for features, _ in parts])
-    return features, None if lengths is None else torch.cat([mask for _, mask in parts])
-
-
-def _autocast(choice: Choice) -> torch.autocast:
-    return torch.autocast(choice.device.type, torch.bfloat16, enabled=choice.precision == "bfloat16")
 
 
 def _checked(data: WindowSet, parts: Parts) -> tuple[Indices, Indices]:

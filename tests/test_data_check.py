@@ -11,6 +11,7 @@ from deploy.data_reading import measure
 from model import duplicates
 from model.clip_measures import ClipMeter
 from model.data_check import WindowChoice, check
+from model.data_check_text import text
 from model.duplicates import Stretches, families, nearly_alike, stretch_hashes
 from model.manifest import Clip, read_manifest
 
@@ -63,7 +64,7 @@ def test_a_sound_data_set_has_nothing_but_the_note_on_recordings(dataset):
     assert report.labels[0].total.seconds == pytest.approx(6.0)
     assert report.labels[0].total.windows == 6 * 99
     assert report.rates_hz == {"16000": 18}
-    assert "3 labels, 18 clips, 18 s" in str(report)
+    assert "3 labels, 18 clips, 18 s" in text(report)
 
 
 def test_the_same_audio_in_two_parts_is_an_error(dataset):

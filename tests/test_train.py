@@ -15,10 +15,11 @@ from model.checkpoint import read_checkpoint
 from model.dataset import WindowSet
 from model.history import Epoch, read_history
 from model.interruption import TrainingInterruptedError
+from model.judge import judge, validation_scores
 from model.network import Recogniser
 from model.recipe import Recipe, load_recipe
 from model.run_folder import BEST, FACTS_FILE, LAST, RECIPE_FILE, RunError
-from model.train import Progress, TrainingDivergedError, judge, new_recogniser, train_run, validation_scores
+from model.train import Progress, TrainingDivergedError, new_recogniser, train_run
 from tests.training_windows import SAMPLES, Parts, bursts, first_and_rest, tiny_recipe
 
 DATA = bursts(120)

@@ -6,20 +6,10 @@ from pathlib import Path
 
 import click
 
+from deploy.cli.role_option import role_option
 from deploy.cli.session import plain_errors
 
-ROLES = ("background", "calibration", "fault")
 LAYOUTS = ("auto", "taoruijie", "speechbrain")
-
-
-def _roles(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    roles = {}
-    for value in values:
-        name, _, role = value.rpartition("=")
-        if not name or role not in ROLES:
-            raise click.BadParameter(f"{value!r}; write LABEL=ROLE, and a role is one of {', '.join(ROLES)}")
-        roles[name] = role
-    return roles
 
 
 @click.group()
@@ -46,14 +36,7 @@ def bundle() -> None:
     help="Where the data set lies now.  [default: where it lay]",
 )
 @click.option("--name", help="What the bundle is called.  [default: as RUN]")
-@click.option(
-    "--role",
-    "roles",
-    multiple=True,
-    metavar="LABEL=ROLE",
-    callback=_roles,
-    help=f"What a label means to an alarm: {', '.join(ROLES)}.  [default: as in the training]",
-)
+@role_option("[default: as in the training]")
 @click.option("--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 def make(
     run: Path, out: Path, checkpoint: str, data: Path | None, name: str | None, roles: dict[str, str], device: str

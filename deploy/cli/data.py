@@ -33,6 +33,7 @@ def check(dataset: Path, plot: Path | None, as_json: bool) -> None:
     from deploy.data_reading import measure
     from model.data_check import check as check_clips
     from model.data_check import windows_of
+    from model.data_check_text import text
     from model.manifest import ManifestError, read_manifest
     from model.recipe import load_recipe
 
@@ -42,7 +43,7 @@ def check(dataset: Path, plot: Path | None, as_json: bool) -> None:
         measured = measure(manifest, on_progress)
     windows = windows_of(measured.clips, load_recipe("default"))
     report = check_clips(manifest, measured.clips, windows, measured.shared_stretches, measured.unreadable)
-    click.echo(msgspec.json.encode(report.as_json()) if as_json else str(report))
+    click.echo(msgspec.json.encode(report.as_json()) if as_json else text(report))
     if plot:
         from model.data_check_plot import draw
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from deploy.cli.role_option import role_option
 from deploy.cli.session import plain_errors
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from model.train import Progress
 
 SPLIT_BY = ("auto", "position", "sensor", "recording", "random-windows")
-ROLES = ("background", "calibration", "fault")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 
 
@@ -32,16 +32,6 @@ def _device(context: click.Context, parameter: click.Parameter, value: str) -> s
     if not DEVICE.fullmatch(value):
         raise click.BadParameter(f"{value!r}; choose auto, cpu, cuda or cuda:N")
     return value
-
-
-def _roles(context: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    roles = {}
-    for value in values:
-        name, _, role = value.rpartition("=")
-        if not name or role not in ROLES:
-            raise click.BadParameter(f"{value!r}; write LABEL=ROLE, and a role is one of {', '.join(ROLES)}")
-        roles[name] = role
-    return roles
 
 
 @click.command()
@@ -80,14 +70,7 @@ def _roles(context: click.Context, parameter: click.Parameter, values: tuple[str
 )
 @click.option("--seed", metavar="N", type=click.IntRange(0), help="Draws weights and batches; sets training.seed.")
 @click.option("--epochs", metavar="N", type=click.IntRange(1), help="Passes over the data; sets training.epochs.")
-@click.option(
-    "--role",
-    "roles",
-    multiple=True,
-    metavar="LABEL=ROLE",
-    callback=_roles,
-    help=f"What a label means to an alarm: {', '.join(ROLES)}. Guessed from its name where not said.",
-)
+@role_option("Guessed from its name where not said.")
 def train(
     data: Path | None,
     out: Path,

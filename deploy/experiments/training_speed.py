@@ -18,10 +18,9 @@ import numpy as np
 
 from deploy.experiments.plan import SMALLER
 from deploy.experiments.position_windows import LABELS, WINDOW_SAMPLES
-from deploy.experiments.trial import Parts
+from deploy.experiments.trial import Parts, settled
 from model.dataset import WindowSet
 from model.recipe import load_recipe
-from model.recipe_choice import Facts, choose_rest, choose_windows
 from model.train import train_run
 
 WINDOWS = 1_024
@@ -80,11 +79,8 @@ def main(name: str, channels: str, device: str, precision: str) -> None:
     data = _windows()
     sizes = [f"network.channels={channels}", *(f"network.{size}=auto" for size in SMALLER if channels != "1024")]
     training = ["training.epochs=2", f"training.batch={BATCH}", f"training.precision={precision}"]
-    recipe = load_recipe(name, [*sizes, *training])
-    recipe, _ = choose_windows(recipe, Facts(data.lengths, np.full(WINDOWS, RATE_HZ)))
-    counts = list(data.counts.values())
-    recipe, _ = choose_rest(recipe, window_samples=data.samples, counts=counts, device="cpu")
     place = np.arange(WINDOWS)
+    recipe = settled(load_recipe(name, [*sizes, *training]), data, place, "cpu")
     nothing = np.zeros(WINDOWS, dtype=np.bool_)
     parts = Parts(train=place >= 2 * BATCH, validation=place < 2 * BATCH, test=nothing)
     speeds: list[float] = []

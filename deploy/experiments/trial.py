@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -20,13 +21,14 @@ from model.engine import Engine
 from model.evaluate import evaluate
 from model.history import read_history
 from model.metrics import confusion_matrix, scores
-from model.recipe import Recipe
+from model.recipe import Recipe, load_recipe
 from model.recipe_choice import Facts, choose_rest, choose_windows
-from model.run_folder import BUNDLE_FOLDER, run_record
+from model.run_folder import BUNDLE_FOLDER, RECIPE_FILE, run_record
 from model.splits import split
 from model.train import train_run
 
 Mask = npt.NDArray[np.bool_]
+Indices = npt.NDArray[np.int64]
 Say = Callable[[str], None]
 RESULT = "result.json"
 
@@ -68,6 +70,14 @@ def held_out(data: WindowSet, test: Mask, seed: int) -> Parts:
     return Parts(train=train, validation=validation, test=test)
 
 
+def settled(recipe: Recipe, data: WindowSet, train: Indices, device: str) -> Recipe:
+    """The recipe with nothing left open, for windows that are cut already."""
+    clips = np.full(len(train), data.samples, dtype=np.int64)
+    recipe, _ = choose_windows(recipe, Facts(clips, np.full(len(train), data.rate_hz)))
+    counts = np.bincount(data.labels[train], minlength=len(data.label_names)).tolist()
+    return choose_rest(recipe, window_samples=data.samples, counts=counts, device=device)[0]
+
+
 def train_and_test(
     data: WindowSet, parts: Parts, recipe: Recipe, folder: Path, case: str, *, device: str, say: Say
 ) -> Result:
@@ -79,13 +89,14 @@ def train_and_test(
         return read_result(folder)
     chosen = choose(device)
     train, validation, test = (np.flatnonzero(part) for part in (parts.train, parts.validation, parts.test))
-    lengths, rates = data.lengths[train], np.full(len(train), data.rate_hz)
-    recipe, _ = choose_windows(recipe, Facts(np.full_like(lengths, data.samples), rates))
-    counts = np.bincount(data.labels[train], minlength=len(data.label_names)).tolist()
-    recipe, _ = choose_rest(recipe, window_samples=data.samples, counts=counts, device=chosen.device.type)
-    recipe, heard = audition(data, train, recipe, chosen.device)
-    for line in heard:
-        say(f"{folder.name}: {line}")
+    recipe = settled(recipe, data, train, chosen.device.type)
+    if folder.exists():  # what a training was begun with has been through the audition
+        begun_with = load_recipe(folder / RECIPE_FILE)
+        recipe = msgspec.structs.replace(recipe, augment=begun_with.augment)
+    else:
+        recipe, heard = audition(data, train, recipe, chosen.device)
+        for line in heard:
+            say(f"{folder.name}: {line}")
     record = run_record(
         data, train, validation, recipe, path=folder.parent.name, kind="recording", device=chosen.reason
     )

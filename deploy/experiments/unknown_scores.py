@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from deploy.experiments.plan import SMALLER
-from deploy.experiments.trial import Parts
+from deploy.experiments.trial import Parts, settled
 from model.dataset import WindowSet
+from model.judge import judge
 from model.recipe import Recipe, load_recipe
-from model.recipe_choice import Facts, choose_rest, choose_windows
-from model.train import judge, train_run
+from model.train import train_run
 from model.unknown_choice import Heard, leave_one_class_out
 
 
@@ -46,11 +46,7 @@ def measure(
 def _recipe(train: WindowSet, channels: int, epochs: int, precision: str) -> Recipe:
     sizes = [f"network.channels={channels}", *(f"network.{size}=auto" for size in SMALLER)]
     training = [f"training.epochs={epochs}", "training.batch=32", f"training.precision={precision}"]
-    recipe = load_recipe("default", [*sizes, *training])
-    rates = np.full(len(train), train.rate_hz)
-    recipe, _ = choose_windows(recipe, Facts(np.full_like(train.lengths, train.samples), rates))
-    counts = list(train.counts.values())
-    return choose_rest(recipe, window_samples=train.samples, counts=counts, device="cpu")[0]
+    return settled(load_recipe("default", [*sizes, *training]), train, np.arange(len(train)), "cpu")
 
 
 def _joined(train: WindowSet, validation: WindowSet) -> tuple[WindowSet, Parts]:
