@@ -12,16 +12,16 @@ import torch
 
 from deploy.dataset_windows import dataset_windows
 from model.bundle import BundleCard
-from model.bundle_making import make_bundle, read_run
-from model.checkpoint import read_checkpoint
-from model.dataset import WindowSet
+from model.bundle_making.make import make_bundle, read_run
+from model.data.dataset import WindowSet
+from model.data.manifest import read_manifest
+from model.data.splits import By, parts
 from model.device import choose
-from model.manifest import read_manifest
 from model.network import Recogniser
-from model.recipe import Recipe, load_recipe
-from model.run_folder import BEST, LAST, RECIPE_FILE, RunError, RunRecord, read_record
-from model.splits import By, parts
-from model.train import new_recogniser
+from model.training.checkpoint import read_checkpoint
+from model.training.recipe import Recipe, load_recipe
+from model.training.run_folder import BEST, LAST, RECIPE_FILE, RunError, RunRecord, read_record
+from model.training.train import new_recogniser
 
 Checkpoint = Literal["best", "last"]
 

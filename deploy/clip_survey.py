@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from deploy.ordered_threads import in_order
-from model.manifest import Clip, Manifest
+from model.data.manifest import Clip, Manifest
 from producers.sources import RecordingError, Source, open_recording
 from stream.records import Flags, Frame, Samples
 

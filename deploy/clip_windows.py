@@ -14,7 +14,7 @@ from fractions import Fraction
 import numpy as np
 
 from deploy.clip_survey import DatasetError, Piece, Survey, pieces_of
-from model.manifest import Clip
+from model.data.manifest import Clip
 from stream.records import BadRecord, Frame, Samples, samples_to_ns
 from stream.resample import Resampler, resampler
 from stream.windows import SensorWindows, WindowSpec

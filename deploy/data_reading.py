@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from deploy.clip_survey import Survey, pieces_of, read_all, survey_all
-from model.clip_measures import ClipMeasures, ClipMeter
-from model.duplicates import Alike, Hashes, Stretches, stretch_hashes
-from model.manifest import Manifest
+from model.data.manifest import Manifest
+from model.data_check.clip_measures import ClipMeasures, ClipMeter
+from model.data_check.duplicates import Alike, Hashes, Stretches, stretch_hashes
 
 
 @dataclass(slots=True)
 class Measured:
-    """What `model.data_check.check` wants to know of a data set."""
+    """What `model.data_check.check.check` wants to know of a data set."""
 
     clips: list[ClipMeasures] = field(default_factory=list)
     shared_stretches: list[Alike] = field(default_factory=list)  #: of `clips`, by number

@@ -27,9 +27,9 @@ import numpy.typing as npt
 
 from deploy.clip_survey import DatasetError, Survey, clips_by_file, read_all, refuse, surveys_of
 from deploy.clip_windows import windows_of
-from model.dataset import WindowSet
-from model.manifest import Manifest
-from model.recipe_choice import Facts
+from model.data.dataset import WindowSet
+from model.data.manifest import Manifest
+from model.training.recipe_choice import Facts
 from stream.windows import WindowSpec
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.bundle import PAPER_LABELS
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 from producers.event_waveforms import EventKind
 from producers.propagation import Position
 from producers.simulator import RATE_HZ, Interval, PlannedEvent, SensorSimulator, interval_of

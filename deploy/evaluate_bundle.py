@@ -10,16 +10,16 @@ import msgspec
 import numpy as np
 
 from deploy.dataset_windows import dataset_windows
-from model.baseline import Baseline, fit_baseline
 from model.bundle import BundleCard, read_card
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
+from model.data.manifest import SPLITS, read_manifest
+from model.data.splits import leaks
 from model.engine import Engine
-from model.evaluate import Evaluation, Subject, check_labels, evaluate
-from model.evaluated_part import EvaluatedPart, evaluated_part, find_bundle, to_compare, training_of
-from model.history import Epoch, read_history
-from model.manifest import SPLITS, read_manifest
-from model.report import report
-from model.splits import leaks
+from model.evaluation.baseline import Baseline, fit_baseline
+from model.evaluation.evaluate import Evaluation, Subject, check_labels, evaluate
+from model.evaluation.evaluated_part import EvaluatedPart, evaluated_part, find_bundle, to_compare, training_of
+from model.evaluation.report import report
+from model.training.history import Epoch, read_history
 
 OnProgress = Callable[[int, int], None]
 
@@ -102,8 +102,8 @@ def write_report(found: Evaluated, folder: Path) -> list[Path]:
     model.report_plots.PlotError
         If pictures cannot be drawn.
     """
-    from model.report_html import report_html
-    from model.report_plots import confusion, curves, group_bars, label_bars, reliability, save
+    from model.evaluation.report_html import report_html
+    from model.evaluation.report_plots import confusion, curves, group_bars, label_bars, reliability, save
 
     evaluation = found.evaluation
     pictures = {

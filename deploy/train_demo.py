@@ -21,15 +21,15 @@ from deploy.demo_windows import HOP_SAMPLES, LABELS, WINDOW_SAMPLES, WindowsSpec
 from model.architecture import count_parameters
 from model.bundle import PAPER_LABELS, BundleCard, TrainingRecord, UnknownRule, write_bundle
 from model.calibration import fit_temperature
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 from model.engine import Engine
-from model.history import Epoch
 from model.host_memory import keep_freed_memory
-from model.judge import judge
 from model.metrics import Scores, confusion_matrix, scores
 from model.network import Recogniser
-from model.recipe import Recipe, load_recipe, recipe_text
-from model.train import train_run
+from model.training.history import Epoch
+from model.training.judge import judge
+from model.training.recipe import Recipe, load_recipe, recipe_text
+from model.training.train import train_run
 from producers.propagation import (
     DEMO_POSITIONS,
     TRAINING_POSITIONS,

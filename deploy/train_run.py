@@ -13,21 +13,21 @@ import numpy.typing as npt
 
 from deploy.dataset_windows import dataset_facts, dataset_windows
 from model.architecture import EcapaDims
-from model.audition import audition
 from model.bundle import BundleCard, Weights, read_card
-from model.bundle_making import make_bundle, read_run
-from model.dataset import WindowSet
+from model.bundle_making.make import make_bundle, read_run
+from model.data.dataset import WindowSet
+from model.data.manifest import Manifest
+from model.data.splits import By, Parts, leaks, parts
 from model.device import choose
-from model.history import Epoch
-from model.import_weights import for_front_end, read_initial
-from model.manifest import Manifest
 from model.network import Recogniser
-from model.processes import Processes, local_device, training_processes
-from model.recipe import Recipe
-from model.recipe_choice import choose_rest, choose_windows, front_end_spec
-from model.run_folder import BUNDLE_FOLDER, run_record
-from model.splits import By, Parts, leaks, parts
-from model.train import Progress, train_run
+from model.training.audition import audition
+from model.training.history import Epoch
+from model.training.import_weights import for_front_end, read_initial
+from model.training.processes import Processes, local_device, training_processes
+from model.training.recipe import Recipe
+from model.training.recipe_choice import choose_rest, choose_windows, front_end_spec
+from model.training.run_folder import BUNDLE_FOLDER, run_record
+from model.training.train import Progress, train_run
 
 
 def _quiet(text: str) -> None:
@@ -69,7 +69,7 @@ def train_dataset(order: Order, listener: Listener) -> BundleCard | None:
     ValueError
         With one line that names what does not fit and the way out; the modules that are called here say when.
     model.train.TrainingDivergedError, model.interruption.TrainingInterruptedError
-        See `model.train.train_run`.
+        See `model.training.train.train_run`.
     """
     chosen = choose(local_device(order.device)).device
     with training_processes(chosen) as processes:

@@ -78,7 +78,7 @@ class TrainingRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     counts: dict[str, dict[str, int]] = {}  #: part of the data → windows of each label
     recordings: dict[str, tuple[str, ...]] = {}  #: part of the data → what was heard; a part with very many is left out
     split: str = ""  #: how the parts were made: "recording", "sensor", "position", "random windows", …
-    recipe: str = ""  #: TOML, every value resolved; see `model.recipe`
+    recipe: str = ""  #: TOML, every value resolved; see `model.training.recipe`
 
 
 class BundleCard(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

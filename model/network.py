@@ -190,7 +190,7 @@ class StatisticsBranch(nn.Module):
     """A linear recogniser on a window's context, of which a share is added to the head's logits.
 
     What is plain to see in a window's statistics needs no deep network, and from few windows a deep network hardly
-    learns it. `model.statistics_fit` fits it, `model.blend` its share; until then that is zero.
+    learns it. `model.training.statistics_fit` fits it, `model.bundle_making.blend` its share; until then that is zero.
     """
 
     weight: Tensor

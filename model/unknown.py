@@ -1,4 +1,6 @@
-"""How strange a window is to a trained network, by one of several scores; `model.unknown_choice` measures which serves.
+"""How strange a window is to a trained network, by one of several scores.
+
+`model.bundle_making.unknown_choice` measures which of them serves.
 
 A softmax is as sure of a window from another world as of a familiar one; its embedding is not where the familiar ones
 are, and its logits are not as large.

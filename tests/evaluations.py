@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from model.bootstrap import difference_intervals
-from model.evaluate import Evaluation, Results, Speed, UnknownResult, Where, results_of
-from model.history import Epoch, Validation
+from model.evaluation.bootstrap import difference_intervals
+from model.evaluation.evaluate import Evaluation, Results, Speed, UnknownResult, Where, results_of
+from model.training.history import Epoch, Validation
 
 LABELS = ("pencil_lead_break", "friction", "knock", "drop")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 
 LABELS = ("click", "hiss", "tone")
 

@@ -7,10 +7,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from model.audition import CANDIDATES, audition
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 from model.metrics import confusion_matrix, scores
-from model.recipe import Recipe
+from model.training.audition import CANDIDATES, audition
+from model.training.recipe import Recipe
 from tests.training_windows import tiny_recipe
 
 COUNT, SAMPLES = 240, 400
@@ -153,7 +153,7 @@ def test_a_judge_that_is_far_worse_than_the_other_has_nothing_to_say(monkeypatch
         bad = scores(confusion_matrix(LABELS, np.where(right, LABELS, 1 - LABELS), 2))
         return {"a forest": scores(confusion_matrix(LABELS, LABELS, 2)), "a linear discriminant": bad}
 
-    monkeypatch.setattr("model.audition._held_out", judged)
+    monkeypatch.setattr("model.training.audition._held_out", judged)
     recipe = _recipe()
     competence = 0.9
     found, _ = audition(_data(_by_colour()), np.arange(COUNT), recipe, CPU)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.augment import _Draw, augment_waveforms, mask_features, mix_pairs, random_responses, rms
-from model.recipe import Augment, load_recipe
+from model.training.augment import _Draw, augment_waveforms, mask_features, mix_pairs, random_responses, rms
+from model.training.recipe import Augment, load_recipe
 
 BATCH, SAMPLES = 64, 1_200
 LENGTHS = torch.arange(BATCH) % 5 * 200 + 400

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.averaging import WeightAverage
 from model.network import Recogniser
-from model.train import new_recogniser
+from model.training.averaging import WeightAverage
+from model.training.train import new_recogniser
 from tests.training_windows import tiny_recipe
 
 

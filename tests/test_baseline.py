@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model import baseline as module
-from model.baseline import BaselineError, features, fit_baseline
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
+from model.evaluation import baseline as module
+from model.evaluation.baseline import BaselineError, features, fit_baseline
 from tests.labelled_windows import LABELS, labelled_windows
 
 GPLA_12 = Path(__file__).parents[2] / "shared" / "data" / "gpla12"

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from model.blend import SHARES, fit_blend
+from model.bundle_making.blend import SHARES, fit_blend
 
 Logits = npt.NDArray[np.float32]
 COUNT, LABELS = 400, 4

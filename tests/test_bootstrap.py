@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.bootstrap import difference_intervals, score_intervals
+from model.evaluation.bootstrap import difference_intervals, score_intervals
 
 ALONE = np.array([""] * 400)
 
@@ -39,7 +39,7 @@ def test_windows_without_a_recording_are_drawn_alone() -> None:
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.bootstrap.REPEATS", 300)
+    monkeypatch.setattr("model.evaluation.bootstrap.REPEATS", 300)
     rng = np.random.default_rng(1)
     covered = 0
     for seed in range(100):

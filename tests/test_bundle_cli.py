@@ -12,11 +12,11 @@ from deploy.cli.bundle import bundle
 from deploy.train_run import Listener as Quiet
 from deploy.train_run import Order, train_dataset
 from model.bundle import demo_bundle_path, load_weights, read_card
-from model.checkpoint import read_checkpoint
-from model.import_weights import read_initial
-from model.manifest import read_manifest
-from model.recipe import load_recipe
-from model.run_folder import LAST
+from model.data.manifest import read_manifest
+from model.training.checkpoint import read_checkpoint
+from model.training.import_weights import read_initial
+from model.training.recipe import load_recipe
+from model.training.run_folder import LAST
 from tests.reference_ecapa import drawn, speechbrain_shapes, taoruijie_shapes
 from tests.training_windows import TINY, bursts, tiny_recipe
 

@@ -12,7 +12,7 @@ import torch
 
 from model.architecture import EcapaDims, FrontEndSpec, HeadSpec
 from model.bundle import BundleCard, load_weights, read_card
-from model.bundle_making import (
+from model.bundle_making.make import (
     Indices,
     Judged,
     RunFacts,
@@ -24,13 +24,13 @@ from model.bundle_making import (
     unknown_scores,
     unknown_threshold,
 )
+from model.bundle_making.model_card import model_card
 from model.calibration import fit_temperature
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 from model.engine import Engine
 from model.metrics import scores
-from model.model_card import model_card
 from model.network import Recogniser
-from model.recipe import load_recipe, recipe_text
+from model.training.recipe import load_recipe, recipe_text
 
 DIMS = EcapaDims(channels=16, mfa_channels=8, attention=4, embedding=6, scale=2, se_bottleneck=4, dilations=(2,))
 SPEC = FrontEndSpec(n_mels=20, level="rms")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from model import checkpoint
-from model.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
+from model.training import checkpoint
+from model.training.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b.step": torch.tensor(7.0), "c": torch.tensor([1 << 40])}
 FACTS = {"step": 3, "loss": 0.1, "best": None}

@@ -8,12 +8,12 @@ from click.testing import CliRunner
 from deploy import data_reading
 from deploy.cli.data import data
 from deploy.data_reading import measure
-from model import duplicates
-from model.clip_measures import ClipMeter
-from model.data_check import WindowChoice, check
-from model.data_check_text import text
-from model.duplicates import Stretches, families, nearly_alike, stretch_hashes
-from model.manifest import Clip, read_manifest
+from model.data.manifest import Clip, read_manifest
+from model.data_check import duplicates
+from model.data_check.check import WindowChoice, check
+from model.data_check.clip_measures import ClipMeter
+from model.data_check.duplicates import Stretches, families, nearly_alike, stretch_hashes
+from model.data_check.text import text
 
 RATE = 16_000
 

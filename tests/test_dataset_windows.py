@@ -11,8 +11,8 @@ from deploy import dataset_windows as made_windows
 from deploy.clip_survey import DatasetError
 from deploy.dataset_windows import cache_folder, dataset_facts, dataset_windows
 from model.architecture import EcapaDims, FrontEndSpec
+from model.data.manifest import Clip, Manifest, read_manifest
 from model.engine import Engine
-from model.manifest import Clip, Manifest, read_manifest
 from model.untrained import write_untrained_bundle
 from producers.sources import open_recording
 from stream.windows import SensorWindows, WindowSpec

@@ -6,14 +6,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from model import baseline as baseline_module
-from model import evaluate as module
 from model.architecture import EcapaDims, FrontEndSpec
-from model.baseline import fit_baseline
 from model.bundle import Label
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 from model.engine import Engine, Inference, Windows
-from model.evaluate import EvaluationError, Subject, evaluate
+from model.evaluation import baseline as baseline_module
+from model.evaluation import evaluate as module
+from model.evaluation.baseline import fit_baseline
+from model.evaluation.evaluate import EvaluationError, Subject, evaluate
 from model.untrained import write_untrained_bundle
 from tests.labelled_windows import LABELS, labelled_windows
 
@@ -22,7 +22,7 @@ sklearn_metrics = pytest.importorskip("sklearn.metrics")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model.bootstrap.REPEATS", 100)
+    monkeypatch.setattr("model.evaluation.bootstrap.REPEATS", 100)
     monkeypatch.setattr(module, "TIMED_S", 0.02)
     monkeypatch.setattr(baseline_module, "TREES", 20)
 

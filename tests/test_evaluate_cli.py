@@ -21,9 +21,9 @@ pytest.importorskip("matplotlib")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("model.bootstrap.REPEATS", 50)
-    monkeypatch.setattr("model.evaluate.TIMED_S", 0.02)
-    monkeypatch.setattr("model.baseline.TREES", 20)
+    monkeypatch.setattr("model.evaluation.bootstrap.REPEATS", 50)
+    monkeypatch.setattr("model.evaluation.evaluate.TIMED_S", 0.02)
+    monkeypatch.setattr("model.evaluation.baseline.TREES", 20)
 
 
 @pytest.fixture

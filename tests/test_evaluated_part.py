@@ -9,11 +9,11 @@ import pytest
 
 from model.architecture import EcapaDims
 from model.bundle import BundleError, load_weights, read_card, write_bundle
-from model.dataset import WindowSet
-from model.evaluate import EvaluationError
-from model.evaluated_part import Training, evaluated_part, find_bundle, training_of
-from model.run_folder import open_run, run_record
-from model.splits import parts
+from model.data.dataset import WindowSet
+from model.data.splits import parts
+from model.evaluation.evaluate import EvaluationError
+from model.evaluation.evaluated_part import Training, evaluated_part, find_bundle, training_of
+from model.training.run_folder import open_run, run_record
 from model.untrained import write_untrained_bundle
 from tests.labelled_windows import labelled_windows
 from tests.training_windows import tiny_recipe

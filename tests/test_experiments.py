@@ -12,7 +12,7 @@ from deploy.experiments.plan import Effort, run
 from deploy.experiments.position_windows import LABELS, SHARES, TEST, TRAINING, WINDOW_SAMPLES, position_windows
 from deploy.experiments.table import errors_left, results_in, table
 from deploy.experiments.trial import RESULT, Result, held_out
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 
 
 def result(what: str, case: str, confusion: list[list[int]], training_s: float = 10.0) -> Result:

@@ -12,8 +12,8 @@ from torchaudio.transforms import MelSpectrogram
 
 from model.architecture import EcapaDims, FrontEndSpec, HeadSpec, count_parameters, parameter_shapes
 from model.front_end import FrontEnd
-from model.import_weights import from_speechbrain, from_taoruijie
 from model.network import EcapaTdnn
+from model.training.import_weights import from_speechbrain, from_taoruijie
 from tests.reference_ecapa import (
     drawn,
     speechbrain_embedding,

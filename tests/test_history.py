@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.history import HISTORY_FILE, Epoch, History, Validation, read_history
+from model.training.history import HISTORY_FILE, Epoch, History, Validation, read_history
 
 
 def _epoch(number: int) -> Epoch:

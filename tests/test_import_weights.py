@@ -12,7 +12,8 @@ from torch import Tensor
 
 from model.architecture import EcapaDims, FrontEndSpec, HeadSpec, parameter_shapes
 from model.bundle import BundleError
-from model.import_weights import (
+from model.network import EcapaTdnn
+from model.training.import_weights import (
     WeightsImportError,
     for_front_end,
     from_speechbrain,
@@ -21,7 +22,6 @@ from model.import_weights import (
     read_initial,
     write_initial,
 )
-from model.network import EcapaTdnn
 from model.untrained import write_untrained_bundle
 from tests.reference_ecapa import (
     Tensors,

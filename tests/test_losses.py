@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional
 
 from model.architecture import HeadSpec
-from model.losses import Mixed, aam_softmax, classification_loss, head_outputs
 from model.network import Head
-from model.recipe import Loss
+from model.training.losses import Mixed, aam_softmax, classification_loss, head_outputs
+from model.training.recipe import Loss
 
 PLAIN = Loss(kind="cross_entropy", margin=0.0, scale=1.0, label_smoothing=0.0, logit_adjustment=0.0)
 MARGIN = Loss(kind="aam_softmax", margin=0.2, scale=12.0, label_smoothing=0.0, logit_adjustment=0.0)

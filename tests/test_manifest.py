@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.manifest import RECORDING_SUFFIXES, SPLITS, Clip, Manifest, ManifestError, read_manifest
+from model.data.manifest import RECORDING_SUFFIXES, SPLITS, Clip, Manifest, ManifestError, read_manifest
 from producers.sources import AUDIO_SUFFIXES, VALLEN_SUFFIX
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.recipe import RECIPES, Recipe, RecipeError, load_recipe, recipe_text
+from model.training.recipe import RECIPES, Recipe, RecipeError, load_recipe, recipe_text
 
 NAMES = sorted(file.stem for file in RECIPES.glob("*.toml"))
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.architecture import HeadSpec
-from model.recipe import Recipe, load_recipe
-from model.recipe_choice import (
+from model.training.recipe import Recipe, load_recipe
+from model.training.recipe_choice import (
     ALIKE,
     LONGEST_CUT,
     LONGEST_WHOLE,

@@ -9,16 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.bootstrap import Interval
-from model.evaluate import Evaluation
-from model.report import MOST_GROUPS, groups_of, interval_note, report, verdict, weakest_recordings
+from model.evaluation.bootstrap import Interval
+from model.evaluation.evaluate import Evaluation
+from model.evaluation.report import MOST_GROUPS, groups_of, interval_note, report, verdict, weakest_recordings
 from tests.evaluations import LABELS, evaluation, history
 
 pytest.importorskip("matplotlib")
 
-from model import report_plots
-from model.report_html import report_html
-from model.report_plots import COLOURS, PlotError, confusion, curves, group_bars, label_bars, reliability, save, svg
+from model.evaluation import report_plots
+from model.evaluation.report_html import report_html
+from model.evaluation.report_plots import (
+    COLOURS,
+    PlotError,
+    confusion,
+    curves,
+    group_bars,
+    label_bars,
+    reliability,
+    save,
+    svg,
+)
 
 
 @pytest.fixture(scope="module")

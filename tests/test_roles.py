@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from model.bundle import Label
-from model.roles import labels_with_roles, role_by_name
+from model.bundle_making.roles import labels_with_roles, role_by_name
 
 
 @pytest.mark.parametrize(

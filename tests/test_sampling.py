@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.sampling import Balance, epoch_batches, label_shares
+from model.training.sampling import Balance, epoch_batches, label_shares
 
 LABELS = np.array([0] * 900 + [1] * 90 + [2] * 10)
 

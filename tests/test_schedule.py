@@ -5,8 +5,8 @@ from itertools import pairwise
 import msgspec
 import pytest
 
-from model.recipe import load_recipe
-from model.schedule import learning_rate
+from model.training.recipe import load_recipe
+from model.training.schedule import learning_rate
 
 ONE_CYCLE = msgspec.structs.replace(load_recipe("default").optimizer, learning_rate=1.0, warm_up_share=0.1)
 STEPS = load_recipe("paper").optimizer

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.dataset import WindowSet
-from model.splits import ENOUGH_GROUPS, SplitError, folds, leaks, parts, split
+from model.data.dataset import WindowSet
+from model.data.splits import ENOUGH_GROUPS, SplitError, folds, leaks, parts, split
 
 
 def window_set(labels, recordings=None, sensors=None, positions=None, splits=None, windows=None):

@@ -16,13 +16,13 @@ from hypothesis.extra import numpy as npst
 
 from model.architecture import EcapaDims, FrontEndSpec, HeadSpec
 from model.bundle import read_card
-from model.bundle_making import RunFacts, SplitFacts, make_bundle
-from model.dataset import WindowSet
+from model.bundle_making.make import RunFacts, SplitFacts, make_bundle
+from model.data.dataset import WindowSet
 from model.engine import Engine
-from model.feed import Feed
 from model.network import DOUBT, Recogniser, with_doubt
-from model.recipe import Augment, load_recipe
-from model.statistics_fit import (
+from model.training.feed import Feed
+from model.training.recipe import Augment, load_recipe
+from model.training.statistics_fit import (
     FOLDS,
     StatisticsError,
     _cross_fit,
@@ -387,7 +387,7 @@ def test_the_engine_says_of_a_bundle_with_context_what_the_model_says_in_any_com
 def test_temperature_and_metrics_of_a_bundle_are_of_what_it_says_with_its_shares(
     kind: str, shares: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.bundle_making.fit_blend", lambda network, statistics, labels: shares)
+    monkeypatch.setattr("model.bundle_making.make.fit_blend", lambda network, statistics, labels: shares)
     data = _data()
     model, train, validation = _model(head=HeadSpec(kind=kind)), np.arange(160), np.arange(160, 240)  # type: ignore[arg-type]
     feed = Feed(data, SPEC.min_samples, CPU)

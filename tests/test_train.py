@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from model.checkpoint import read_checkpoint
-from model.dataset import WindowSet
-from model.history import Epoch, read_history
-from model.interruption import TrainingInterruptedError
-from model.judge import judge, validation_scores
+from model.data.dataset import WindowSet
 from model.network import Recogniser
-from model.recipe import Recipe, load_recipe
-from model.run_folder import BEST, FACTS_FILE, LAST, RECIPE_FILE, RunError
-from model.train import Progress, TrainingDivergedError, new_recogniser, train_run
+from model.training.checkpoint import read_checkpoint
+from model.training.history import Epoch, read_history
+from model.training.interruption import TrainingInterruptedError
+from model.training.judge import judge, validation_scores
+from model.training.recipe import Recipe, load_recipe
+from model.training.run_folder import BEST, FACTS_FILE, LAST, RECIPE_FILE, RunError
+from model.training.train import Progress, TrainingDivergedError, new_recogniser, train_run
 from tests.training_windows import SAMPLES, Parts, bursts, first_and_rest, tiny_recipe
 
 DATA = bursts(120)
@@ -245,7 +245,7 @@ def test_masks_choose_windows_like_indices_do(tmp_path: Path) -> None:
 
 
 def _broken_at(step: int, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    from model import train
+    from model.training import train
 
     real, calls = train.classification_loss, iter(range(1_000))
 
@@ -269,7 +269,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_windows_and_recordings(
 def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from model import train
+    from model.training import train
 
     class Exploding(torch.autograd.Function):
         @staticmethod
@@ -300,8 +300,8 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(
 def test_the_epoch_that_is_kept_is_the_one_that_the_recipe_chooses_by(
     choose_by: str, best: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from model import train
-    from model.history import Validation
+    from model.training import train
+    from model.training.history import Validation
 
     told = iter([(0.5, 1.0), (0.8, 0.9), (0.8, 0.4), (0.8, 0.6), (0.7, 0.1)])
     kept: list[torch.Tensor] = []
@@ -382,7 +382,7 @@ def test_initial_weights_that_do_not_fit_are_named(name: str, told: str, tmp_pat
 
 
 def test_norms_and_biases_do_not_decay() -> None:
-    from model.optimizer import build_optimizer
+    from model.training.optimizer import build_optimizer
 
     model: Recogniser = new_recogniser(tiny_recipe(), 2)
     decaying, others = build_optimizer(model, tiny_recipe().optimizer).param_groups

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from model.bundle import load_weights, read_card
-from model.checkpoint import read_checkpoint
-from model.history import read_history
-from model.recipe import load_recipe
-from model.run_folder import BEST, LAST
-from model.train import train_run
+from model.training.checkpoint import read_checkpoint
+from model.training.history import read_history
+from model.training.recipe import load_recipe
+from model.training.run_folder import BEST, LAST
+from model.training.train import train_run
 from tests import two_processes
 from tests.test_cli import imported_by
 from tests.training_windows import TINY, bursts

@@ -7,7 +7,7 @@ import pytest
 from deploy.demo_windows import LABELS, WindowsSpec
 from deploy.train_demo import RECIPE, DemoPlan, train_demo_bundle
 from model.bundle import load_weights, read_card
-from model.recipe import load_recipe
+from model.training.recipe import load_recipe
 from producers.propagation import draw_positions
 
 TINY = (

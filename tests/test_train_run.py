@@ -9,11 +9,11 @@ import soundfile
 
 from deploy.train_run import Listener, Order, sized_like, train_dataset
 from model.architecture import EcapaDims
-from model.import_weights import for_front_end
-from model.manifest import read_manifest
-from model.recipe import load_recipe
-from model.recipe_choice import choose_rest, ecapa_dims, front_end_spec
-from model.train import load_initial, new_recogniser
+from model.data.manifest import read_manifest
+from model.training.import_weights import for_front_end
+from model.training.recipe import load_recipe
+from model.training.recipe_choice import choose_rest, ecapa_dims, front_end_spec
+from model.training.train import load_initial, new_recogniser
 
 DIMS = EcapaDims(channels=48, mfa_channels=40, attention=12, embedding=20, se_bottleneck=6, scale=8)
 WEIGHTS = {

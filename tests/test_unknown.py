@@ -11,10 +11,10 @@ from scipy.special import logsumexp, softmax
 
 from model.architecture import EcapaDims, FrontEndSpec, UnknownKind
 from model.bundle import BundleError, UnknownRule, load_weights, read_card, write_bundle
-from model.dataset import WindowSet
+from model.bundle_making.unknown_choice import KINDS, Heard, auroc, leave_one_class_out, only, strangeness, without
+from model.data.dataset import WindowSet
 from model.engine import Engine
 from model.unknown import UnknownScore
-from model.unknown_choice import KINDS, Heard, auroc, leave_one_class_out, only, strangeness, without
 from model.untrained import write_untrained_bundle
 from tests.labelled_windows import LABELS, labelled_windows
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from model.dataset import WindowSet
-from model.recipe import Recipe, load_recipe
+from model.data.dataset import WindowSet
+from model.training.recipe import Recipe, load_recipe
 
 SAMPLES = 2_000
 TINY = (

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from model import train
-from model.feed import Feed
+from model.training import train
+from model.training.feed import Feed
 from tests.training_windows import bursts, first_and_rest, tiny_recipe
 
 # Large batches: each process normalises its half by itself, which matters the less the larger they are.

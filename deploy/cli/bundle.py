@@ -83,7 +83,7 @@ def import_(file: Path, out: Path, layout: str) -> None:
     """
     import math
 
-    from model.import_weights import WeightsImportError, import_file, write_initial
+    from model.training.import_weights import WeightsImportError, import_file, write_initial
 
     if out.suffix != ".safetensors":
         raise click.BadParameter(f"{out}: name a .safetensors file", param_hint="--out")

@@ -31,11 +31,11 @@ def check(dataset: Path, plot: Path | None, as_json: bool) -> None:
     import msgspec
 
     from deploy.data_reading import measure
-    from model.data_check import check as check_clips
-    from model.data_check import windows_of
-    from model.data_check_text import text
-    from model.manifest import ManifestError, read_manifest
-    from model.recipe import load_recipe
+    from model.data.manifest import ManifestError, read_manifest
+    from model.data_check.check import check as check_clips
+    from model.data_check.check import windows_of
+    from model.data_check.text import text
+    from model.training.recipe import load_recipe
 
     with plain_errors(ManifestError):
         manifest = read_manifest(dataset)
@@ -45,7 +45,7 @@ def check(dataset: Path, plot: Path | None, as_json: bool) -> None:
     report = check_clips(manifest, measured.clips, windows, measured.shared_stretches, measured.unreadable)
     click.echo(msgspec.json.encode(report.as_json()) if as_json else text(report))
     if plot:
-        from model.data_check_plot import draw
+        from model.data_check.plot import draw
 
         with plain_errors(OSError, ValueError):
             draw(report, measured.clips, plot)

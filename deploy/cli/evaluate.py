@@ -75,7 +75,7 @@ def evaluate(
 
     from deploy.cli.data import progress
     from deploy.evaluate_bundle import Order, evaluate_bundle, write_report
-    from model.report import report
+    from model.evaluation.report import report
 
     order = Order(
         bundle=bundle,
@@ -102,7 +102,7 @@ def evaluate(
 
 
 def _write_page(found: Evaluated, path: Path) -> Path:
-    from model.report_html import report_html
+    from model.evaluation.report_html import report_html
 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(report_html(found.evaluation, found.history), encoding="utf-8")

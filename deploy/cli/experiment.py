@@ -87,7 +87,7 @@ def environmental_sounds(data: Path, out: Path, seeds: int, **effort: Any) -> No
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
     """Ctrl-C and SIGTERM end with one line: everything is saved, and the same command goes on."""
-    from model.interruption import TrainingInterruptedError
+    from model.training.interruption import TrainingInterruptedError
 
     try:
         yield

@@ -20,9 +20,9 @@ from deploy.cli.session import plain_errors
 if TYPE_CHECKING:
     from deploy.train_run import Listener, Order
     from model.bundle import BundleCard
-    from model.history import Epoch
-    from model.recipe import Recipe
-    from model.train import Progress
+    from model.training.history import Epoch
+    from model.training.recipe import Recipe
+    from model.training.train import Progress
 
 SPLIT_BY = ("auto", "position", "sensor", "recording", "random-windows")
 DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -103,7 +103,7 @@ def train(
         "--role": roles,
     }
     with plain_errors(ValueError):
-        from model.run_folder import FACTS_FILE, refuse_existing
+        from model.training.run_folder import FACTS_FILE, refuse_existing
 
         begun = (out / FACTS_FILE).exists()
         if resume and begun:
@@ -121,14 +121,14 @@ def train(
 def _begun(data: Path | None, out: Path, device: str) -> Order:
     from typing import get_args
 
-    from model.manifest import read_manifest
-    from model.recipe import load_recipe
-    from model.run_folder import RECIPE_FILE, read_record
+    from model.data.manifest import read_manifest
+    from model.training.recipe import load_recipe
+    from model.training.run_folder import RECIPE_FILE, read_record
 
     record = read_record(out)
     manifest, recipe = read_manifest(data or Path(record.data)), load_recipe(out / RECIPE_FILE)
     from deploy.train_run import Order
-    from model.splits import By
+    from model.data.splits import By
 
     return Order(
         manifest=manifest,
@@ -154,8 +154,8 @@ def _fresh(
     device: str,
     roles: dict[str, str],
 ) -> Order:
-    from model.manifest import read_manifest
-    from model.recipe import load_recipe
+    from model.data.manifest import read_manifest
+    from model.training.recipe import load_recipe
 
     recipe: Recipe = load_recipe(recipe_name, overrides)
     manifest = read_manifest(data)
@@ -180,10 +180,10 @@ def _train(order: Order) -> None:
     import torch
 
     from deploy.train_run import train_dataset
-    from model.history import read_history
     from model.host_memory import keep_freed_memory
-    from model.interruption import TrainingInterruptedError
-    from model.train import TrainingDivergedError
+    from model.training.history import read_history
+    from model.training.interruption import TrainingInterruptedError
+    from model.training.train import TrainingDivergedError
 
     keep_freed_memory()
     try:

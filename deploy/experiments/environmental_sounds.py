@@ -11,10 +11,10 @@ from pathlib import Path
 from deploy.dataset_windows import dataset_facts, dataset_windows
 from deploy.experiments.plan import Case
 from deploy.experiments.trial import Parts, held_out
-from model.dataset import WindowSet
-from model.manifest import read_manifest
-from model.recipe import load_recipe
-from model.recipe_choice import choose_windows
+from model.data.dataset import WindowSet
+from model.data.manifest import read_manifest
+from model.training.recipe import load_recipe
+from model.training.recipe_choice import choose_windows
 
 FOLDS = 5
 #: What the paper's front end is made for. The clips have 44,100 Hz.

@@ -9,8 +9,8 @@ import numpy as np
 
 from deploy.experiments.plan import Case
 from deploy.experiments.trial import Parts, held_out
-from model.dataset import WindowSet
-from model.splits import folds
+from model.data.dataset import WindowSet
+from model.data.splits import folds
 
 FOLDS = 5
 #: The files do not say their rate; a model with a nominal one does not ask.

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from deploy.experiments.trial import Parts
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 from model.engine import Engine
-from model.evaluate import evaluate
-from model.history import read_history
-from model.report_plots import confusion, curves, reliability, save
-from model.run_folder import BUNDLE_FOLDER
+from model.evaluation.evaluate import evaluate
+from model.evaluation.report_plots import confusion, curves, reliability, save
+from model.training.history import read_history
+from model.training.run_folder import BUNDLE_FOLDER
 
 
 def draw(data: WindowSet, parts: Parts, folder: Path, to: Path, name: str, device: str) -> list[Path]:

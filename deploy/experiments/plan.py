@@ -8,8 +8,8 @@ from pathlib import Path
 
 from deploy.experiments.table import errors_left, results_in, table
 from deploy.experiments.trial import Parts, forest, train_and_test
-from model.dataset import WindowSet
-from model.recipe import load_recipe
+from model.data.dataset import WindowSet
+from model.training.recipe import load_recipe
 
 #: Sizes that a smaller network scales down from the paper's; "auto" does that.
 SMALLER = ("mfa_channels", "attention", "embedding", "se_bottleneck")

@@ -11,7 +11,7 @@ import numpy as np
 from deploy.experiments.plan import Case
 from deploy.experiments.position_windows import TEST, TRAINING, position_windows
 from deploy.experiments.trial import Parts, held_out
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 
 TRAINING_WINDOWS = 4_000
 TEST_WINDOWS = 2_400

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 from producers.event_waveforms import EventKind
 from producers.propagation import Position, draw_positions
 from producers.simulator import RATE_HZ, PlannedEvent, SensorSimulator, interval_of

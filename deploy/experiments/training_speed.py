@@ -19,9 +19,9 @@ import numpy as np
 from deploy.experiments.plan import SMALLER
 from deploy.experiments.position_windows import LABELS, WINDOW_SAMPLES
 from deploy.experiments.trial import Parts, settled
-from model.dataset import WindowSet
-from model.recipe import load_recipe
-from model.train import train_run
+from model.data.dataset import WindowSet
+from model.training.recipe import load_recipe
+from model.training.train import train_run
 
 WINDOWS = 1_024
 BATCH = 32

@@ -12,20 +12,20 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from model.audition import audition
-from model.baseline import fit_baseline
-from model.bundle_making import make_bundle, read_run
-from model.dataset import WindowSet
+from model.bundle_making.make import make_bundle, read_run
+from model.data.dataset import WindowSet
+from model.data.splits import split
 from model.device import choose
 from model.engine import Engine
-from model.evaluate import evaluate
-from model.history import read_history
+from model.evaluation.baseline import fit_baseline
+from model.evaluation.evaluate import evaluate
 from model.metrics import confusion_matrix, scores
-from model.recipe import Recipe, load_recipe
-from model.recipe_choice import Facts, choose_rest, choose_windows
-from model.run_folder import BUNDLE_FOLDER, RECIPE_FILE, run_record
-from model.splits import split
-from model.train import train_run
+from model.training.audition import audition
+from model.training.history import read_history
+from model.training.recipe import Recipe, load_recipe
+from model.training.recipe_choice import Facts, choose_rest, choose_windows
+from model.training.run_folder import BUNDLE_FOLDER, RECIPE_FILE, run_record
+from model.training.train import train_run
 
 Mask = npt.NDArray[np.bool_]
 Indices = npt.NDArray[np.int64]

@@ -9,11 +9,11 @@ import numpy as np
 
 from deploy.experiments.plan import SMALLER
 from deploy.experiments.trial import Parts, settled
-from model.dataset import WindowSet
-from model.judge import judge
-from model.recipe import Recipe, load_recipe
-from model.train import train_run
-from model.unknown_choice import Heard, leave_one_class_out
+from model.bundle_making.unknown_choice import Heard, leave_one_class_out
+from model.data.dataset import WindowSet
+from model.training.judge import judge
+from model.training.recipe import Recipe, load_recipe
+from model.training.train import train_run
 
 
 def measure(

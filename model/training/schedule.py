@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from model.recipe import Optimizer
+from model.training.recipe import Optimizer
 
 FIRST_SHARE = 1.0 / 25.0  # of the peak, where the warm-up begins
 LAST_SHARE = 1.0 / 100.0  # and where the cosine ends

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from model.dataset import WindowSet
-from model.manifest import SPLITS
+from model.data.dataset import WindowSet
+from model.data.manifest import SPLITS
 
 Mask = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.float64]

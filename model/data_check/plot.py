@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from model.clip_measures import SPECTRUM, ClipMeasures
-from model.data_check import Report, clipped_samples, level
+from model.data_check.check import Report, clipped_samples, level
+from model.data_check.clip_measures import SPECTRUM, ClipMeasures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

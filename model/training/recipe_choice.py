@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model.architecture import MAX_CHANNELS, MAX_FFT, EcapaDims, FrontEndSpec, HeadSpec
-from model.recipe import FrontEnd, Recipe
+from model.training.recipe import FrontEnd, Recipe
 
 _Section = TypeVar("_Section", bound=msgspec.Struct)
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from model.manifest import Clip
+from model.data.manifest import Clip
 
 Samples = npt.NDArray[np.int16] | npt.NDArray[np.float32]
 Values = npt.NDArray[np.float32]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 
 INT16_SCALE = 1.0 / 32768.0
 # The set stays on a GPU whole where it takes no more than this share of the memory that is free there.

@@ -19,26 +19,26 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from model.augment import augment_waveforms, mask_features, mix_pairs
-from model.averaging import WeightAverage
-from model.checkpoint import read_checkpoint, write_checkpoint
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 from model.denormals import flushed_denormals
 from model.device import Choice, choose
-from model.feed import Feed
-from model.history import Epoch, History, Validation
-from model.interruption import Interruption, TrainingInterruptedError
-from model.judge import autocast, features_in_parts, judge_fed, validation_scores
-from model.losses import Mixed, classification_loss, head_outputs
 from model.network import Recogniser
-from model.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
-from model.processes import Processes, local_device, training_processes
-from model.recipe import Loss, Recipe
-from model.recipe_choice import ecapa_dims, front_end_spec, head_spec
-from model.run_folder import BEST, LAST, RunRecord, open_run, run_record
-from model.sampling import epoch_batches, label_shares
-from model.schedule import learning_rate
-from model.statistics_fit import fit_statistics, unlike_groups
+from model.training.augment import augment_waveforms, mask_features, mix_pairs
+from model.training.averaging import WeightAverage
+from model.training.checkpoint import read_checkpoint, write_checkpoint
+from model.training.feed import Feed
+from model.training.history import Epoch, History, Validation
+from model.training.interruption import Interruption, TrainingInterruptedError
+from model.training.judge import autocast, features_in_parts, judge_fed, validation_scores
+from model.training.losses import Mixed, classification_loss, head_outputs
+from model.training.optimizer import build_optimizer, optimizer_tensors, restore_optimizer
+from model.training.processes import Processes, local_device, training_processes
+from model.training.recipe import Loss, Recipe
+from model.training.recipe_choice import ecapa_dims, front_end_spec, head_spec
+from model.training.run_folder import BEST, LAST, RunRecord, open_run, run_record
+from model.training.sampling import epoch_batches, label_shares
+from model.training.schedule import learning_rate
+from model.training.statistics_fit import fit_statistics, unlike_groups
 
 # A data set of a few batches is passed over many times; judging after each pass would take longer than the passes.
 STEPS_BETWEEN_VALIDATIONS = 20
@@ -108,9 +108,9 @@ def train_run(
     parts
         Which of them are for training and which for validation.
     recipe
-        With nothing left to choose, see `model.recipe_choice`; `data` is cut as its `windows` say.
+        With nothing left to choose, see `model.training.recipe_choice`; `data` is cut as its `windows` say.
     out
-        The run's folder; see `model.run_folder`.
+        The run's folder; see `model.training.run_folder`.
     device
         "auto", "cpu", "cuda" or "cuda:N".
     resume

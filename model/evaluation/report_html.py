@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from model.bootstrap import Interval
-from model.evaluate import Evaluation, Results
-from model.history import Epoch
-from model.report import (
+from model.evaluation.bootstrap import Interval
+from model.evaluation.evaluate import Evaluation, Results
+from model.evaluation.report import (
     groups_of,
     interval_note,
     percent,
@@ -17,7 +16,8 @@ from model.report import (
     weakest_recordings,
     what_it_is_of,
 )
-from model.report_plots import confusion, curves, group_bars, label_bars, reliability, svg
+from model.evaluation.report_plots import confusion, curves, group_bars, label_bars, reliability, svg
+from model.training.history import Epoch
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2733; --paper: #fdfdfc; --card: #f4f5f5; --muted: #5f6b77; --line: #d8dde2;

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.baseline import Baseline
-from model.bootstrap import Intervals, difference_intervals, score_intervals
 from model.bundle import BundleCard
 from model.calibration import Bin, brier_score, expected_calibration_error, probability_loss, reliability
-from model.dataset import Texts, WindowSet
+from model.data.dataset import Texts, WindowSet
 from model.engine import Engine
+from model.evaluation.baseline import Baseline
+from model.evaluation.bootstrap import Intervals, difference_intervals, score_intervals
 from model.metrics import confusion_matrix, scores
 
 INFERRED_WINDOWS = 256  #: handed to the engine at once

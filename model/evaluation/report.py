@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model.bootstrap import FEW_UNITS, LEVEL, Interval
-from model.evaluate import Evaluation, GroupResult, Results
+from model.evaluation.bootstrap import FEW_UNITS, LEVEL, Interval
+from model.evaluation.evaluate import Evaluation, GroupResult, Results
 from model.metrics import scores
 
 WEAKEST_RECORDINGS = 10

@@ -12,7 +12,7 @@ import torch
 from scipy.stats import rankdata
 
 from model.architecture import UnknownKind
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 from model.unknown import UnknownScore
 
 KINDS: tuple[UnknownKind, ...] = get_args(UnknownKind)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from model.network import Head
-from model.recipe import Loss
+from model.training.recipe import Loss
 
 MARGIN = 0.2
 # The sine's derivative is infinite where the cosine is ±1, which easy data reaches; inside this bound it is finite.

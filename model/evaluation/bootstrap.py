@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.dataset import Texts
+from model.data.dataset import Texts
 from model.metrics import Scores, scores
 
 REPEATS = 2_000

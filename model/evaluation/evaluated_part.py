@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from model.bundle import CARD_FILE, BundleCard, BundleError
-from model.dataset import WindowSet
-from model.evaluate import EvaluationError
-from model.manifest import SPLITS
-from model.recipe import load_recipe
-from model.run_folder import BUNDLE_FOLDER, FACTS_FILE, RECIPE_FILE, RunRecord, read_record
-from model.splits import By, leaks, parts
+from model.data.dataset import WindowSet
+from model.data.manifest import SPLITS
+from model.data.splits import By, leaks, parts
+from model.evaluation.evaluate import EvaluationError
+from model.training.recipe import load_recipe
+from model.training.run_folder import BUNDLE_FOLDER, FACTS_FILE, RECIPE_FILE, RunRecord, read_record
 
 MOST_COMPARED_BYTES = 2 << 30  #: of windows that are copied to look for identical ones; twice that at once
 TOLD_NAMES = 5
@@ -266,7 +266,7 @@ def _same_names(windows: WindowSet, training: Training, chosen: Mask) -> list[st
 
 
 def to_compare(windows: WindowSet, rows: Rows) -> WindowSet:
-    """Those windows, for `model.splits.leaks`; without their samples where a copy would take too much memory."""
+    """Those windows, for `model.data.splits.leaks`; without their samples where a copy would take too much memory."""
     if len(rows) * windows.samples * windows.windows.itemsize <= MOST_COMPARED_BYTES:
         return windows.select(rows)
     return WindowSet(

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from model.data_check import SEVERITIES, Finding, Report
+from model.data_check.check import SEVERITIES, Finding, Report
 
 
 def text(report: Report) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from model.recipe import Optimizer
+from model.training.recipe import Optimizer
 
 
 def build_optimizer(modules: nn.Module, spec: Optimizer) -> torch.optim.Optimizer:

@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from model.dataset import WindowSet
-from model.recipe import Recipe, load_recipe, recipe_text
+from model.data.dataset import WindowSet
+from model.training.recipe import Recipe, load_recipe, recipe_text
 
 RECIPE_FILE = "recipe.toml"
 FACTS_FILE = "run.json"

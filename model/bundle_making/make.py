@@ -15,18 +15,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.blend import fit_blend
 from model.bundle import BundleCard, TrainingRecord, UnknownRule, write_bundle
+from model.bundle_making.blend import fit_blend
+from model.bundle_making.model_card import model_card
+from model.bundle_making.roles import labels_with_roles
 from model.calibration import fit_temperature, negative_log_likelihood
-from model.dataset import Texts, WindowSet
+from model.data.dataset import Texts, WindowSet
 from model.denormals import flushed_denormals
-from model.feed import Feed
-from model.judge import judge
 from model.metrics import confusion_matrix, scores
-from model.model_card import model_card
 from model.network import Recogniser
-from model.roles import labels_with_roles
-from model.statistics_fit import statistics_logits
+from model.training.feed import Feed
+from model.training.judge import judge
+from model.training.statistics_fit import statistics_logits
 from model.unknown import UnknownScore
 
 THRESHOLDS = {"calibration": 0.8, "fault": 0.6}  # those of the default alarm rules
@@ -122,7 +122,7 @@ def make_bundle(
     train, validation
         Indices of the windows that the model was trained on, and of those held out of that.
     roles
-        Label → background, calibration or fault; `model.roles.role_by_name` guesses those of the others.
+        Label → background, calibration or fault; `model.bundle_making.roles.role_by_name` guesses those of the others.
 
     Raises
     ------

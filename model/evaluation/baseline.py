@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 from model.device import sensible_threads
 
 TREES = 400  #: half of them random forest, half extremely randomised

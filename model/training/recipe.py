@@ -1,4 +1,4 @@
-"""How a model is made of a data set: every choice by name. "auto" leaves one to `model.recipe_choice`."""
+"""How a model is made of a data set: every choice by name. "auto" leaves one to `model.training.recipe_choice`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Network(_Section, frozen=True):
 
 
 class Loss(_Section, frozen=True):
-    """What is minimised; see `model.losses`."""
+    """What is minimised; see `model.training.losses`."""
 
     kind: Literal["cross_entropy", "aam_softmax"]
     margin: float  #: radians, of AAM-softmax
@@ -74,9 +74,9 @@ class Sampling(_Section, frozen=True):
 
 
 class Augment(_Section, frozen=True):
-    """What is changed of a training window; see `model.augment`. A share is that of the windows it happens to."""
+    """What is changed of a training window, see `model.training.augment`. A share: of the windows it happens to."""
 
-    audition: bool  #: leave out what the data does not bear, see `model.audition`
+    audition: bool  #: leave out what the data does not bear, see `model.training.audition`
     shift_share: float  #: of a window's length it is moved by at most, either way
     gain_db: float  #: drawn from minus to plus this
     polarity: bool

@@ -14,14 +14,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.augment import augment_waveforms
 from model.calibration import fit_temperature
-from model.dataset import WindowSet
-from model.feed import Feed
+from model.data.dataset import WindowSet
 from model.front_end import FrontEnd
 from model.metrics import confusion_matrix, scores
 from model.network import Recogniser
-from model.recipe import Augment
+from model.training.augment import augment_waveforms
+from model.training.feed import Feed
+from model.training.recipe import Augment
 
 FOLDS = 5
 #: A fit from so many windows is as good as one from more.
@@ -50,7 +50,8 @@ def fit_statistics(
 ) -> str:
     """Fit the model's rows of context and the recogniser on them, in place; returns what was found, in words.
 
-    The recogniser's share in the model's logits stays as it is: `model.blend` sets it when the network is trained.
+    The recogniser's share in the model's logits stays as it is: `model.bundle_making.blend` sets it when the network
+    is trained.
 
     Parameters
     ----------

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.dataset import WindowSet
+from model.data.dataset import WindowSet
 from model.device import Choice, choose
-from model.feed import Feed
-from model.history import Validation
 from model.metrics import confusion_matrix, scores
 from model.network import Recogniser
+from model.training.feed import Feed
+from model.training.history import Validation
 
 FRONT_END_WINDOWS = 8  # at once on a CPU: the spectrograms of more cost more in fresh memory than the batch saves
 JUDGED_WINDOWS = {"cpu": 16, "cuda": 256}

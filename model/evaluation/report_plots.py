@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from model.evaluate import Evaluation, GroupResult, Results
-from model.history import Epoch
-from model.report import groups_of
+from model.evaluation.evaluate import Evaluation, GroupResult, Results
+from model.evaluation.report import groups_of
+from model.training.history import Epoch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.dataset import WindowSet
-from model.feed import Feed
+from model.data.dataset import WindowSet
 from model.front_end import FrontEnd
 from model.metrics import Scores, confusion_matrix, scores
-from model.recipe import Augment, Recipe
-from model.recipe_choice import front_end_spec
-from model.statistics_fit import assign_folds, contexts, unlike_groups
+from model.training.feed import Feed
+from model.training.recipe import Augment, Recipe
+from model.training.recipe_choice import front_end_spec
+from model.training.statistics_fit import assign_folds, contexts, unlike_groups
 
 MOST_WINDOWS = 1_500
 TREES = 100

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from model.recipe import Augment
+from model.training.recipe import Augment
 
 QUIET = 1e-12  # RMS under which a window counts as silent
 

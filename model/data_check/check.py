@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from model.clip_measures import ClipMeasures
-from model.duplicates import MOST_SKETCHES, Alike, equal, families, nearly_alike
-from model.manifest import SPLITS, Manifest
-from model.recipe import Recipe
-from model.recipe_choice import Facts, choose_windows
+from model.data.manifest import SPLITS, Manifest
+from model.data_check.clip_measures import ClipMeasures
+from model.data_check.duplicates import MOST_SKETCHES, Alike, equal, families, nearly_alike
+from model.training.recipe import Recipe
+from model.training.recipe_choice import Facts, choose_windows
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -153,7 +153,7 @@ def check(
     windows
         How they would be cut.
     shared_stretches
-        Pairs of `clips`, by number, as `model.duplicates.Stretches` finds them.
+        Pairs of `clips`, by number, as `model.data_check.duplicates.Stretches` finds them.
     unreadable
         Why recordings or clips could not be measured, a line each.
     """

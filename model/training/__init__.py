@@ -1,0 +1,1 @@
+"""From windows and a recipe to a trained network."""
