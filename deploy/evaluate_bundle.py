@@ -16,7 +16,7 @@ from model.data.manifest import SPLITS, read_manifest
 from model.data.splits import leaks
 from model.engine import Engine
 from model.evaluation.baseline import Baseline, fit_baseline
-from model.evaluation.evaluate import Evaluation, Subject, check_labels, evaluate
+from model.evaluation.evaluate import Evaluation, EvaluationError, Subject, check_labels, evaluate
 from model.evaluation.evaluated_part import EvaluatedPart, evaluated_part, find_bundle, to_compare, training_of
 from model.evaluation.report import report
 from model.training.history import Epoch, read_history
@@ -66,13 +66,15 @@ def evaluate_bundle(
     """
     bundle = find_bundle(order.bundle)
     card = read_card(bundle)
-    manifest = read_manifest(order.data)
+    manifest = read_manifest(order.data, labels=1)
     check_labels(card, manifest.label_names)
     engine = Engine(bundle, device=order.device)
     training = training_of(bundle, card)
     windows = _windows(order.data, card, on_recording)
     part = evaluated_part(windows, training, data=str(order.data), split=order.split, fold=order.fold)
     notes = [*manifest.notes, *part.notes]
+    if lacking := [name for name in card.label_names if name not in manifest.label_names]:
+        notes.append(f"the data set has no {', '.join(lacking)}, which the bundle knows too")
     baseline = None
     if order.baseline:
         say("fitting the baseline")
@@ -99,7 +101,7 @@ def write_report(found: Evaluated, folder: Path) -> list[Path]:
     ------
     OSError
         If it cannot be written.
-    model.report_plots.PlotError
+    model.evaluation.report_plots.PlotError
         If pictures cannot be drawn.
     """
     from model.evaluation.report_html import report_html
@@ -133,7 +135,11 @@ def write_report(found: Evaluated, folder: Path) -> list[Path]:
 def _windows(data: Path, card: BundleCard, on_recording: OnProgress | None) -> WindowSet:
     """The data set as the bundle hears it: at its rate, with its window and hop."""
     return dataset_windows(
-        read_manifest(data), card.window_samples, card.hop_samples, card.window_rate_hz, on_progress=on_recording
+        read_manifest(data, labels=1),
+        card.window_samples,
+        card.hop_samples,
+        card.window_rate_hz,
+        on_progress=on_recording,
     )
 
 
@@ -142,11 +148,15 @@ def _baseline(
 ) -> tuple[Baseline | None, list[str]]:
     """The baseline, and what to say of it."""
     if order.train_data is None:
-        if not len(part.train):
+        if len(np.unique(windows.labels[part.train])) < 2:
             return None, [NO_BASELINE]
         return fit_baseline(windows, rows=part.train), []
     learned = _windows(order.train_data, card, on_recording)
     check_labels(card, learned.label_names)
+    if len(learned.label_names) < 2:
+        raise EvaluationError(
+            f"{order.train_data}: the baseline cannot learn from one label; --no-baseline does without"
+        )
     named = set(learned.splits.tolist()) <= {*SPLITS, ""} and "train" in learned.splits
     rows = np.flatnonzero(learned.splits == "train") if named else np.arange(len(learned))
     notes = [f"the baseline learned from {order.train_data}{', its train part' if named else ''}"]

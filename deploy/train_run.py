@@ -17,7 +17,7 @@ from model.bundle import BundleCard, Weights, read_card
 from model.bundle_making.make import make_bundle, read_run
 from model.data.dataset import WindowSet
 from model.data.manifest import Manifest
-from model.data.splits import By, Parts, leaks, parts
+from model.data.splits import By, Parts, leaks, parts, require_fold
 from model.device import choose
 from model.network import Recogniser
 from model.training.audition import audition
@@ -68,9 +68,11 @@ def train_dataset(order: Order, listener: Listener) -> BundleCard | None:
     ------
     ValueError
         With one line that names what does not fit and the way out; the modules that are called here say when.
-    model.train.TrainingDivergedError, model.interruption.TrainingInterruptedError
+    model.training.train.TrainingDivergedError, model.training.interruption.TrainingInterruptedError
         See `model.training.train.train_run`.
     """
+    if order.fold is not None:  # before recordings are read, which may take long
+        require_fold((clip.split for clip in order.manifest.clips), order.fold)
     chosen = choose(local_device(order.device)).device
     with training_processes(chosen) as processes:
         say = listener.say if processes.first else _quiet

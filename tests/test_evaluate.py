@@ -14,6 +14,7 @@ from model.evaluation import baseline as baseline_module
 from model.evaluation import evaluate as module
 from model.evaluation.baseline import fit_baseline
 from model.evaluation.evaluate import EvaluationError, Subject, evaluate
+from model.evaluation.report import report
 from model.untrained import write_untrained_bundle
 from tests.labelled_windows import LABELS, labelled_windows
 
@@ -159,10 +160,24 @@ def test_everything_goes_into_json_and_back(engine: Engine) -> None:
     assert b"NaN" not in text
 
 
-def test_other_labels_are_refused_with_both_named(engine: Engine) -> None:
+def test_a_label_that_the_bundle_does_not_know_is_refused_by_name(engine: Engine) -> None:
     windows = replace(labelled_windows(9), label_names=("click", "hiss", "whistle"))
-    with pytest.raises(EvaluationError, match=r"data set lacks tone; the bundle lacks whistle"):
+    with pytest.raises(EvaluationError, match=r"does not know whistle; it knows click, hiss, tone"):
         evaluate(engine, windows)
+
+
+@pytest.mark.parametrize("kept", [("hiss", "tone"), ("tone",)])
+def test_windows_of_some_labels_alone_are_measured_as_among_all(engine: Engine, kept: tuple[str, ...]) -> None:
+    windows = labelled_windows(30)
+    number = {name: windows.label_names.index(name) for name in kept}
+    rows = np.flatnonzero(np.isin(windows.labels, list(number.values())))
+    whole = evaluate(engine, windows, rows, baseline=fit_baseline(windows))
+    renumbered = np.array([kept.index(windows.label_names[label]) for label in windows.labels[rows]])
+    some = replace(windows.select(rows), labels=renumbered, label_names=kept)
+    alone = evaluate(engine, some, baseline=fit_baseline(windows))
+    assert alone.results == whole.results
+    assert alone.counts == {"click": 0, **dict.fromkeys(("hiss", "tone"), 0), **dict.fromkeys(kept, 10)}
+    assert report(alone)
 
 
 def test_another_rate_and_no_windows_are_refused(engine: Engine) -> None:

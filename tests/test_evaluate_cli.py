@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,20 @@ def test_other_labels_are_refused_before_any_recording_is_read(bundle: Path, tmp
     (data / "test" / "hiss" / "05.wav").write_bytes(np.zeros(3).tobytes())
     done = _run(bundle, "--data", data)
     assert done.exit_code == 1
-    assert "the data set lacks tone; the bundle lacks whistle" in done.stderr
+    assert "does not know whistle; it knows tone, hiss, click" in done.stderr
+
+
+@pytest.mark.parametrize("left_out", [("tone",), ("tone", "hiss")])
+def test_a_data_set_with_some_of_the_labels_is_measured(
+    left_out: tuple[str, ...], bundle: Path, tmp_path: Path
+) -> None:
+    data = _write(tmp_path / "data")
+    for part in ("train", "test"):
+        for label in left_out:
+            shutil.rmtree(data / part / label)
+    done = _run(bundle, "--data", data)
+    assert done.exit_code == 0, done.stderr
+    assert f"the data set has no {', '.join(left_out)}, which the bundle knows too" in done.stdout
 
 
 def test_a_folder_that_is_no_bundle_is_told_so(tmp_path: Path) -> None:

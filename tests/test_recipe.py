@@ -63,15 +63,29 @@ def test_overrides_are_read_as_toml_and_taken_for_text_where_they_are_none() -> 
         ("trainning.epochs=7", "trainning.epochs=7: no section trainning; there are windows, front_end, network"),
         ("name.first=x", "no section name; there are windows"),
         ("training.epoch=7", "training.epoch=7: training has no epoch; it has epochs, batch, ema"),
-        ("training.epochs=many", r"default\.toml with overrides: .*\$\.training\.epochs"),
-        ("loss.kind=hinge", r"Invalid enum value 'hinge' - at `\$\.loss\.kind`"),
-        ("augment.noise_snr_db=[1.0]", r"\$\.augment\.noise_snr_db"),
-        ("augment.polarity=1", r"\$\.augment\.polarity"),
+        ("training.epochs=many", r'^training\.epochs = "many"; it may be a whole number at least 1 or auto$'),
+        ("training.epochs=0", r"^training\.epochs = 0; it may be a whole number at least 1 or auto$"),
+        ("training.ema=2", r"^training\.ema = 2; it may be a number at least 0 and under 1$"),
+        ("network.channels=true", r"^network\.channels = true; it may be a whole number at least 1 or auto$"),
+        (
+            "network.dilations=[0]",
+            r"^network\.dilations = \[0\]; .*a list of any length, each a whole number at least 1$",
+        ),
+        ("loss.kind=hinge", r'^loss\.kind = "hinge"; it may be cross_entropy or aam_softmax$'),
+        ("augment.noise_snr_db=[1.0]", r"^augment\.noise_snr_db = \[1\.0\]; it may be a list of 2, each a number$"),
+        ("augment.polarity=1", r"^augment\.polarity = 1; it may be true or false$"),
     ],
 )
 def test_an_override_that_cannot_be_is_refused_with_the_field_and_what_it_may_be(override: str, told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         load_recipe("default", [override])
+
+
+def test_a_value_that_cannot_be_is_refused_in_a_file_too(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(recipe_text(load_recipe("default")).replace("gain_db = 6.0", "gain_db = -6.0"))
+    with pytest.raises(RecipeError, match=r"mine\.toml: augment\.gain_db = -6\.0; it may be a number at least 0"):
+        load_recipe(path, ["training.epochs=3"])
 
 
 def test_a_recipe_that_is_not_there_is_refused_with_those_that_are() -> None:
@@ -114,7 +128,7 @@ changes: dict[str, st.SearchStrategy[Any]] = {
     "windows.rate_hz": st.one_of(st.just("auto"), st.floats(1.0, 1e8)),
     "front_end.n_fft": st.one_of(st.just("auto"), st.integers(16, 65_536)),
     "network.dilations": st.lists(st.integers(1, 64), min_size=1, max_size=5),
-    "loss.margin": numbers,
+    "loss.margin": st.floats(0.0, 1.5),
     "augment.polarity": st.booleans(),
     "augment.noise_snr_db": st.tuples(numbers, numbers),
     "optimizer.learning_rate": st.floats(min_value=5e-324, max_value=1.0),

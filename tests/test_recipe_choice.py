@@ -268,3 +268,16 @@ def test_windows_of_a_length_that_the_user_chose_have_a_front_end_too(samples: i
     spec = front_end_spec(recipe)
     assert spec.frames(samples) >= 13
     assert msgspec.json.encode(recipe)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("network.channels=30", "30 channels do not divide into 8 Res2 groups"),
+        ("network.mfa_channels=100000", "mfa_channels is 100000"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_before_a_training(override: str, told: str) -> None:
+    recipe = load_recipe("default", [override, "windows.rate_hz=16000", "windows.length_s=0.1", "windows.hop_s=0.05"])
+    with pytest.raises(ValueError, match=told):
+        choose_rest(recipe, window_samples=1_600, counts=[50, 50], device="cpu")

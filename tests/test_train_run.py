@@ -61,3 +61,15 @@ def test_a_label_with_too_few_windows_is_named_before_anything_is_written(tmp_pa
     with pytest.raises(ValueError, match=r"fewer than two training windows of drop; .*windows\.length_s"):
         train_dataset(order, Listener())
     assert not order.out.exists()
+
+
+def test_a_fold_that_is_not_there_is_told_before_recordings_are_read(tmp_path: Path) -> None:
+    table = tmp_path / "data.csv"
+    table.write_text("path,label,fold\na.wav,drop,1\nb.wav,knock,2\n")
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(b"no audio at all")
+    order = Order(
+        manifest=read_manifest(table), recipe=load_recipe("default"), out=tmp_path / "run", fold="3", device="cpu"
+    )
+    with pytest.raises(ValueError, match=r"fold '3': there is no such fold; the data set has folds 1, 2"):
+        train_dataset(order, Listener())

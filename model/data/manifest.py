@@ -81,16 +81,20 @@ class Manifest:
         return tuple(sorted({clip.label for clip in self.clips}))
 
 
-def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+def read_manifest(path: str | os.PathLike[str], *, labels: int = 2) -> Manifest:
     """The data set at `path`: a folder of class folders, a .csv or a .parquet file; see the module's text.
 
     Looks at names, not into recordings.
 
+    Parameters
+    ----------
+    labels
+        So many it must have at least. One cannot be learned; what was learned can be tested on one.
+
     Raises
     ------
     ManifestError
-        Naming what is wrong and the way out, up to `TOLD_ROWS` rows at once; also where there are fewer than two
-        labels.
+        Naming what is wrong and the way out, up to `TOLD_ROWS` rows at once; also where there are too few labels.
     """
     path = Path(path)
     try:
@@ -104,7 +108,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
             raise ManifestError(f"{path}: is no data set; name a folder of class folders, a .csv or a .parquet file")
     except OSError as error:
         raise ManifestError(f"{error.filename or path}: cannot be read: {error.strerror or error}") from error
-    if len(manifest.label_names) < 2:
+    if len(manifest.label_names) < labels:
         tables = _tables(path) if path.is_dir() else []
         raise ManifestError(
             f"{path}: the only label is {manifest.label_names[0]!r}; to tell things apart a data set needs two or more"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -114,6 +115,21 @@ def folds(windows: WindowSet, k: int, *, by: By = "auto", seed: int = 0) -> tupl
     return tuple(made)
 
 
+def require_fold(splits: Iterable[str], fold: str) -> None:
+    """Nothing, where one of the `splits` of a data set's clips is a fold of that name.
+
+    Raises
+    ------
+    SplitError
+        Saying which folds or parts there are.
+    """
+    named = sorted(set(splits) - {""})
+    by_name = bool(named) and set(named) <= set(SPLITS)
+    if by_name or fold not in named:
+        has = f"parts {', '.join(named)}" if by_name else f"folds {', '.join(named)}" if named else "no folds"
+        raise SplitError(f"fold {fold!r}: there is no such fold; the data set has {has}")
+
+
 def parts(
     windows: WindowSet, *, fold: str | None = None, by: By = "auto", validation_share: float = 0.15, seed: int = 0
 ) -> Parts:
@@ -130,9 +146,8 @@ def parts(
     """
     named = sorted(set(windows.splits.tolist()) - {""})
     by_name = bool(named) and set(named) <= set(SPLITS)
-    if fold is not None and (by_name or fold not in named):
-        has = f"parts {', '.join(named)}" if by_name else f"folds {', '.join(named)}" if named else "no folds"
-        raise SplitError(f"fold {fold!r}: there is no such fold; the data set has {has}")
+    if fold is not None:
+        require_fold(named, fold)
     none = np.zeros(len(windows), dtype=np.bool_)
     note = ""
     if by_name:

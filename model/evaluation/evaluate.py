@@ -163,7 +163,7 @@ def evaluate(
     engine
         With the bundle.
     windows
-        At the bundle's rate; their labels are those of the bundle, in any order.
+        At the bundle's rate; their labels are among those of the bundle, in any order.
     rows
         Indices of the windows to evaluate on; None is all. A memory map is never copied whole.
     seed
@@ -172,7 +172,7 @@ def evaluate(
     Raises
     ------
     EvaluationError
-        If there are no windows, or labels or rate are not those of the bundle.
+        If there are no windows, the bundle does not know a label, or the rate is not the bundle's.
     """
     subject = subject or Subject()
     card = engine.card
@@ -257,25 +257,18 @@ def results_of(
 
 
 def check_labels(card: BundleCard, label_names: Sequence[str]) -> None:
-    """Nothing, where a data set has the bundle's labels, in any order.
+    """Nothing, where the bundle knows each label of a data set; it may know more.
 
     Raises
     ------
     EvaluationError
-        Naming what one has and the other has not.
+        Naming those it does not know.
     """
-    ours, theirs = set(card.label_names), set(label_names)
-    if ours == theirs:
-        return
-    lacks = [
-        f"{where} lacks {', '.join(sorted(missing))}"
-        for where, missing in (("the data set", ours - theirs), ("the bundle", theirs - ours))
-        if missing
-    ]
-    raise EvaluationError(
-        f"labels differ: bundle {card.name} has {', '.join(card.label_names)}, the data set {', '.join(label_names)} "
-        f"({'; '.join(lacks)}); rename or leave out what does not fit, in the data set's folders or table"
-    )
+    if new := sorted(set(label_names) - set(card.label_names)):
+        raise EvaluationError(
+            f"bundle {card.name} does not know {', '.join(new)}; it knows {', '.join(card.label_names)}; "
+            "rename what means the same, or leave it out, in the data set's folders or table"
+        )
 
 
 def _check(card: BundleCard, windows: WindowSet, rows: Rows) -> None:

@@ -61,7 +61,7 @@ def report_html(found: Evaluation, history: Sequence[Epoch] = ()) -> str:
 
     Raises
     ------
-    model.report_plots.PlotError
+    model.evaluation.report_plots.PlotError
         If matplotlib is not installed.
     """
     title = f"{found.model} {found.version}"

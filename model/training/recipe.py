@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
+import types
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 RECIPES = Path(__file__).parent / "recipes"
 Auto = Literal["auto"]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+CountOrNone = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+ShareBelowOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Amount = Annotated[float, msgspec.Meta(ge=0)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class RecipeError(ValueError):
@@ -27,33 +35,33 @@ class Windows(_Section, frozen=True):
     """How recordings become windows."""
 
     nominal: bool  #: samples of any rate go in as they are, and the rate is taken for 16 kHz
-    rate_hz: float | Auto  #: of the model; other rates are resampled to it
-    length_s: float | Auto
-    hop_s: float | Auto  #: from window to window of a recording longer than one
+    rate_hz: Positive | Auto  #: of the model; other rates are resampled to it
+    length_s: Positive | Auto
+    hop_s: Positive | Auto  #: from window to window of a recording longer than one
 
 
 class FrontEnd(_Section, frozen=True):
     """Samples to features; see `model.architecture.FrontEndSpec`."""
 
-    n_fft: int | Auto
-    win_length: int | Auto
-    hop_length: int | Auto
-    n_mels: int | Auto
+    n_fft: Count | Auto
+    win_length: Count | Auto
+    hop_length: Count | Auto
+    n_mels: Count | Auto
     level: Literal["none", "rms"]
     context: Literal["none", "window"]
-    pre_emphasis: float
+    pre_emphasis: ShareBelowOne
 
 
 class Network(_Section, frozen=True):
     """Sizes of the ECAPA-TDNN; see `model.architecture.EcapaDims`."""
 
-    channels: int | Auto
-    mfa_channels: int | Auto
-    attention: int | Auto
-    embedding: int | Auto
-    se_bottleneck: int | Auto
-    scale: int
-    dilations: tuple[int, ...]
+    channels: Count | Auto
+    mfa_channels: Count | Auto
+    attention: Count | Auto
+    embedding: Count | Auto
+    se_bottleneck: Count | Auto
+    scale: Annotated[int, msgspec.Meta(ge=2)]
+    dilations: tuple[Count, ...]
     variant: Literal["paper", "speechbrain"] = "paper"
 
 
@@ -61,10 +69,10 @@ class Loss(_Section, frozen=True):
     """What is minimised; see `model.training.losses`."""
 
     kind: Literal["cross_entropy", "aam_softmax"]
-    margin: float  #: radians, of AAM-softmax
-    scale: float | Auto  #: of AAM-softmax's cosines
-    label_smoothing: float
-    logit_adjustment: float  #: times the logarithm of each label's share is added to its logit in training
+    margin: Annotated[float, msgspec.Meta(ge=0, le=1.5)]  #: radians, of AAM-softmax
+    scale: Positive | Auto  #: of AAM-softmax's cosines
+    label_smoothing: ShareBelowOne
+    logit_adjustment: Amount  #: times the logarithm of each label's share is added to its logit in training
 
 
 class Sampling(_Section, frozen=True):
@@ -77,48 +85,50 @@ class Augment(_Section, frozen=True):
     """What is changed of a training window, see `model.training.augment`. A share: of the windows it happens to."""
 
     audition: bool  #: leave out what the data does not bear, see `model.training.audition`
-    shift_share: float  #: of a window's length it is moved by at most, either way
-    gain_db: float  #: drawn from minus to plus this
+    shift_share: Share  #: of a window's length it is moved by at most, either way
+    gain_db: Amount  #: drawn from minus to plus this
     polarity: bool
-    noise_share: float
+    noise_share: Share
     noise_snr_db: tuple[float, float]
-    response_share: float  #: a random short FIR: another sensor, another path
-    response_taps: int
-    response_depth: float
-    reverb_share: float
-    reverb_s: tuple[float, float]  #: time in which it dies away by 60 dB, in share of the window's length
-    mixup: float  #: alpha of the beta distribution; 0 is none
-    mixup_share: float
-    mask_bands: int  #: SpecAugment: so many stripes of mel bands
-    mask_band_share: float  #: the widest, in share of the bands
-    mask_spans: int  #: and of time
-    mask_span_share: float
-    drop_context_share: float  #: windows without the rows of context, where the front end gives them
+    response_share: Share  #: a random short FIR: another sensor, another path
+    response_taps: Count
+    response_depth: Amount
+    reverb_share: Share
+    reverb_s: tuple[Positive, Positive]  #: time in which it dies away by 60 dB, in share of the window's length
+    mixup: Amount  #: alpha of the beta distribution; 0 is none
+    mixup_share: Share
+    mask_bands: CountOrNone  #: SpecAugment: so many stripes of mel bands
+    mask_band_share: Share  #: the widest, in share of the bands
+    mask_spans: CountOrNone  #: and of time
+    mask_span_share: Share
+    drop_context_share: Share  #: windows without the rows of context, where the front end gives them
 
 
 class Optimizer(_Section, frozen=True):
     """How weights move."""
 
     kind: Literal["adam", "adamw"]
-    learning_rate: float  #: at its peak
-    weight_decay: float
+    learning_rate: Positive  #: at its peak
+    weight_decay: Amount
     schedule: Literal["one_cycle", "steps"]
-    warm_up_share: float  #: of all steps, of one_cycle
-    decay: float  #: steps: the rate is multiplied by it …
-    decay_every_epochs: int  #: … so often
-    gradient_norm: float  #: longer gradients are shortened to this; 0 leaves them
+    warm_up_share: Share  #: of all steps, of one_cycle
+    decay: Annotated[float, msgspec.Meta(gt=0, le=1)]  #: steps: the rate is multiplied by it …
+    decay_every_epochs: Count  #: … so often
+    gradient_norm: Amount  #: longer gradients are shortened to this; 0 leaves them
 
 
 class Training(_Section, frozen=True):
     """How long, and how exactly."""
 
-    epochs: int | Auto
-    batch: int | Auto
-    ema: float  #: share of the averaged weights that each step keeps; 0 is no averaging
+    epochs: Count | Auto
+    batch: Count | Auto
+    ema: ShareBelowOne  #: share of the averaged weights that each step keeps; 0 is no averaging
     precision: Literal["auto", "float32", "bfloat16"]
     deterministic: bool  #: only algorithms that give the same bits each time, also on a GPU
-    seed: int
-    validation_share: float  #: of the training data, where the data set names no validation part
+    seed: CountOrNone
+    validation_share: Annotated[
+        float, msgspec.Meta(gt=0, lt=1)
+    ]  #: of the training data, where the data set names no validation part
     choose_by: Literal["macro_f1", "loss", "last"]  #: which epoch is kept: the best on the validation part, or the last
 
 
@@ -172,7 +182,36 @@ def load_recipe(name_or_file: str | os.PathLike[str], overrides: Sequence[str] =
     try:
         return msgspec.convert(values, type=Recipe)
     except msgspec.ValidationError as error:
-        raise RecipeError(f"{path}{' with overrides' if overrides else ''}: {error}") from error
+        raise RecipeError(_told(path, values, overrides, str(error))) from error
+
+
+def _told(path: Path, values: dict[str, Any], overrides: Sequence[str], error: str) -> str:
+    """What is wrong, and what the field may be."""
+    place = re.search(r"at `\$\.(\w+)\.(\w+)", error)
+    hints = get_type_hints(get_type_hints(Recipe)[place[1]], include_extras=True) if place else {}
+    if place is None or place[2] not in hints:
+        return f"{path}{' with overrides' if overrides else ''}: {error}"
+    section, field = place.groups()
+    by_hand = any(override.partition("=")[0].strip() == f"{section}.{field}" for override in overrides)
+    said = f"{section}.{field} = {_toml(values[section][field])}; it may be {_may_be(hints[field])}"
+    return said if by_hand else f"{path}: {said}"
+
+
+def _may_be(hint: Any) -> str:
+    """A field's type, in words."""
+    if get_origin(hint) is Literal:
+        return " or ".join(get_args(hint))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(_may_be, get_args(hint)))
+    if get_origin(hint) is tuple:
+        kinds = get_args(hint)
+        return f"a list of {'any length' if Ellipsis in kinds else len(kinds)}, each {_may_be(kinds[0])}"
+    if get_origin(hint) is Annotated:
+        kind, meta = get_args(hint)
+        words = {"ge": "at least", "gt": "over", "le": "at most", "lt": "under"}
+        bounds = [f"{word} {getattr(meta, name)}" for name, word in words.items() if getattr(meta, name) is not None]
+        return f"{_may_be(kind)} {' and '.join(bounds)}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -92,6 +92,11 @@ def choose_rest(recipe: Recipe, *, window_samples: int, counts: Sequence[int], d
         Training windows of each label.
     device
         "cpu" or "cuda": what is sensible to train on it.
+
+    Raises
+    ------
+    ValueError
+        If what is settled does not go together, such as a window longer than its transform.
     """
     said: list[str] = []
     front = _fill(recipe.front_end, _front_end(window_samples, recipe.front_end))
@@ -123,6 +128,7 @@ def choose_rest(recipe: Recipe, *, window_samples: int, counts: Sequence[int], d
         training = _fill(training, {"epochs": epochs})
         said.append(f"training: {epochs} epochs of {windows:,} windows in batches of {batch}, about {steps:,} steps")
     filled = msgspec.structs.replace(recipe, front_end=front, network=network, loss=loss, training=training)
+    front_end_spec(filled), ecapa_dims(filled)  # they refuse what no network can be built from
     return filled, said
 
 

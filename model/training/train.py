@@ -127,13 +127,13 @@ def train_run(
     ValueError
         If the recipe is not resolved, a part has no windows or a label none to learn from, the windows do not fill a
         batch, initial weights do not fit, or the device cannot do what is asked.
-    model.run_folder.RunError
+    model.training.run_folder.RunError
         If `out` holds a run and `resume` is not set, or one of other data or another recipe.
-    model.checkpoint.CheckpointError
+    model.training.checkpoint.CheckpointError
         If a checkpoint is damaged.
     TrainingDivergedError
         If loss or gradient is not finite; the message names the windows of the batch and their recordings.
-    model.interruption.TrainingInterruptedError
+    model.training.interruption.TrainingInterruptedError
         After SIGINT or SIGTERM, when everything is saved.
     """
     if missing := recipe.unresolved():
