@@ -12,6 +12,7 @@ from deploy.experiments.plan import Effort, run
 from deploy.experiments.position_windows import LABELS, SHARES, TEST, TRAINING, WINDOW_SAMPLES, position_windows
 from deploy.experiments.table import errors_left, results_in, table
 from deploy.experiments.trial import RESULT, Result, held_out
+from deploy.experiments.unknown_scores import measure
 from model.data.dataset import WindowSet
 
 
@@ -110,3 +111,16 @@ def test_an_experiment_that_is_started_again_only_reads_what_is_done(tmp_path: P
 def test_a_folder_that_is_not_gpla_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.csv and label\.csv"):
         gas_leaks.read_windows(tmp_path)
+
+
+def test_each_label_is_left_out_of_a_training_that_is_gone_on_with(tmp_path: Path) -> None:
+    leaks(tmp_path, rows=90)
+    data = gas_leaks.read_windows(tmp_path)
+    parts = gas_leaks.cases(1)[0].parts(data)
+    told: list[str] = []
+    first = measure(data, parts, tmp_path / "out", 16, 1, "float32", told.append)
+    assert [line.split(":")[0] for line in told] == [f"without leak {name}" for name in (1, 2, 3)]
+    assert "| unknown score | leak 1 | leak 2 | leak 3 | mean | smallest |" in first
+    told.clear()
+    assert measure(data, parts, tmp_path / "out", 16, 1, "float32", told.append) == first
+    assert not told  # nothing was trained again

@@ -122,18 +122,28 @@ def _effort(
 
 
 @experiment.command("unknown-scores")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, exists=True),
+    help="Folder of ESC-10; otherwise the windows of position-shift, beside --out.",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), help="Folder.")
 @click.option("--channels", default=64, show_default=True, help="C of the networks; paper: 1024.")
 @click.option("--epochs", default=3, show_default=True, help="Of every training.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32 or bfloat16.")
-def unknown_scores(out: Path, channels: int, epochs: int, precision: str) -> None:
-    """How well each unknown score tells a class never heard; each of the simulated classes left out in turn."""
-    from deploy.experiments.position_shift import cases, read_windows
+def unknown_scores(data: Path | None, out: Path, channels: int, epochs: int, precision: str) -> None:
+    """How well each unknown score tells a class never heard; each class left out of a training in turn."""
+    from deploy.experiments import environmental_sounds, position_shift
     from deploy.experiments.unknown_scores import measure
 
     with _stoppable(), plain_errors(ValueError):
-        data = read_windows(out.parent / "position-shift" / "windows.npz", click.echo)
-        click.echo(measure(data, cases(1)[0].parts(data), out, channels, epochs, precision, click.echo))
+        if data is None:
+            windows = position_shift.read_windows(out.parent / "position-shift" / "windows.npz", click.echo)
+            parts = position_shift.cases(1)[0].parts(windows)
+        else:
+            windows = environmental_sounds.read_windows(data)
+            parts = environmental_sounds.cases(1)[0].parts(windows)
+        click.echo(measure(windows, parts, out, channels, epochs, precision, click.echo))
 
 
 @experiment.command("training-speed")
