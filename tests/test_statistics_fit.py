@@ -387,7 +387,7 @@ def test_the_engine_says_of_a_bundle_with_context_what_the_model_says_in_any_com
 def test_temperature_and_metrics_of_a_bundle_are_of_what_it_says_with_its_shares(
     kind: str, shares: tuple[float, float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model.bundle_making.make.fit_blend", lambda network, statistics, labels: shares)
+    monkeypatch.setattr("model.bundle_making.blend.fit_blend", lambda network, statistics, labels: shares)
     data = _data()
     model, train, validation = _model(head=HeadSpec(kind=kind)), np.arange(160), np.arange(160, 240)  # type: ignore[arg-type]
     feed = Feed(data, SPEC.min_samples, CPU)

@@ -9,6 +9,7 @@ import numpy as np
 
 from deploy.experiments.plan import SMALLER
 from deploy.experiments.trial import Parts, settled
+from model.bundle_making.blend import set_shares
 from model.bundle_making.unknown_choice import Heard, leave_one_class_out
 from model.data.dataset import WindowSet
 from model.training.judge import judge
@@ -33,6 +34,9 @@ def measure(
             resume=run.exists(),
             on_epoch=lambda epoch: say(f"without {left_out}: epoch {epoch.epoch}/{epoch.epochs} loss {epoch.loss:.3f}"),
         )
+        if model.statistics is not None:  # as in a bundle
+            rows = np.flatnonzero(split.validation)
+            set_shares(model, both, rows, judge(model.eval(), both, rows)[1])
         return [Heard(*judge(model, one)) for one in sets]
 
     train, validation, test = (data.select(part) for part in (parts.train, parts.validation, parts.test))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from model.calibration import fit_temperature, negative_log_likelihood
+from model.data.dataset import WindowSet
+from model.network import Recogniser
+from model.training.feed import Feed
+from model.training.statistics_fit import statistics_logits
 
 #: Of the network and of the statistics; what is common to both is left to the temperature.
 SHARES = ((1.0, 0.0), (1.0, 0.25), (1.0, 0.5), (1.0, 1.0), (0.5, 1.0), (0.25, 1.0), (0.125, 1.0), (0.0, 1.0))
@@ -33,3 +40,34 @@ def fit_blend(
         return negative_log_likelihood(logits.astype(np.float64) / fit_temperature(logits, labels), labels)
 
     return min(SHARES, key=cost)
+
+
+def set_shares(
+    model: Recogniser, data: WindowSet, indices: npt.NDArray[np.int64], embeddings: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Give the model's network and statistics their shares, in place; its logits from then on, (n, labels).
+
+    Parameters
+    ----------
+    model
+        In evaluation mode, with statistics (`model.training.statistics_fit`).
+    data, indices
+        Windows that training never saw, (n,) of them.
+    embeddings
+        (n, embedding), theirs.
+    """
+    feed = Feed(data, model.front_end.spec.min_samples, model.head.weight.device)
+    statistics = statistics_logits(model, feed, indices)
+    with torch.inference_mode():
+        network: npt.NDArray[np.float32] = model.head(torch.from_numpy(embeddings).to(feed.device)).cpu().numpy()
+    of_network, of_statistics = fit_blend(network, statistics, data.labels[indices])
+    with torch.no_grad():
+        if model.head.spec.kind == "cosine" and of_network > 0:  # whatever its weights' length
+            model.head.spec = dataclasses.replace(model.head.spec, scale=of_network * model.head.spec.scale)
+        else:
+            for parameter in model.head.parameters():
+                parameter.mul_(of_network)
+        assert model.statistics is not None
+        model.statistics.share.fill_(of_statistics)
+    logits: npt.NDArray[np.float32] = of_network * network + of_statistics * statistics
+    return logits

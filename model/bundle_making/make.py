@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import os
 import tomllib
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from model.bundle import BundleCard, TrainingRecord, UnknownRule, write_bundle
-from model.bundle_making.blend import fit_blend
+from model.bundle_making.blend import set_shares
 from model.bundle_making.model_card import model_card
 from model.bundle_making.roles import labels_with_roles
 from model.calibration import fit_temperature, negative_log_likelihood
@@ -24,9 +23,7 @@ from model.data.dataset import Texts, WindowSet
 from model.denormals import flushed_denormals
 from model.metrics import confusion_matrix, scores
 from model.network import Recogniser
-from model.training.feed import Feed
 from model.training.judge import judge
-from model.training.statistics_fit import statistics_logits
 from model.unknown import UnknownScore
 
 THRESHOLDS = {"calibration": 0.8, "fault": 0.6}  # those of the default alarm rules
@@ -137,7 +134,7 @@ def make_bundle(
     _check_windows(model, data, train, validation)
     found = judged(model, data, validation)
     if model.statistics is not None:
-        found = _blended(model, data, validation, found)
+        found = Judged(set_shares(model, data, validation, found.embeddings), found.embeddings)
     temperature = fit_temperature(found.logits, truth)
     threshold = fit_unknown(model, data, train, validation, found)
     strange = unknown_scores(model.unknown, found) > threshold
@@ -168,25 +165,6 @@ def make_bundle(
         },
     )
     return write_bundle(out, card, model.weights(), model_card(card, measured, run.split.note, run.fold, run.device))
-
-
-def _blended(model: Recogniser, data: WindowSet, indices: Indices, found: Judged) -> Judged:
-    """Give network and statistics their shares (`fit_blend`), in place; what the model then says."""
-    feed = Feed(data, model.front_end.spec.min_samples, model.head.weight.device)
-    statistics = statistics_logits(model, feed, indices)
-    with torch.inference_mode():
-        embeddings = torch.from_numpy(found.embeddings).to(feed.device)
-        network: npt.NDArray[np.float32] = model.head(embeddings).cpu().numpy()
-    of_network, of_statistics = fit_blend(network, statistics, data.labels[indices])
-    with torch.no_grad():
-        if model.head.spec.kind == "cosine" and of_network > 0:  # whatever its weights' length
-            model.head.spec = dataclasses.replace(model.head.spec, scale=of_network * model.head.spec.scale)
-        else:
-            for parameter in model.head.parameters():
-                parameter.mul_(of_network)
-        assert model.statistics is not None
-        model.statistics.share.fill_(of_statistics)
-    return Judged(of_network * network + of_statistics * statistics, found.embeddings)
 
 
 def judged(model: Recogniser, data: WindowSet, indices: Indices) -> Judged:
