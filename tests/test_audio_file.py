@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from producers.sources import RecordingError, open_recording
+from producers.sources import Reading, RecordingError, open_recording
 from producers.sources.audio_file import AudioFile
 from producers.sources.frame_cuts import FrameCuts
 from stream.records import Flags
@@ -81,7 +81,7 @@ def test_ogg_is_played_as_float32(tmp_path):
     [FrameCuts(0.001), FrameCuts(0.1), FrameCuts(1.0), FrameCuts(60.0), FrameCuts(frame_sizes=[1, 5_000, 17, 333])],
 )
 def test_every_cut_gives_the_same_samples_and_the_counts_it_announced(wav, counts, cuts):
-    source = AudioFile(wav, "r", cuts)
+    source = AudioFile(wav, Reading(run="r", cuts=cuts))
     frames = list(source)
     assert len(frames) == source.total_frames
     assert sum(len(frame.samples) for frame in frames) == source.total_samples == counts.size
@@ -96,7 +96,7 @@ def test_every_cut_gives_the_same_samples_and_the_counts_it_announced(wav, count
 
 
 def test_frames_of_a_millisecond_do_not_drift_where_a_millisecond_is_no_whole_number_of_samples(wav):
-    own = channel(AudioFile(wav, "r", FrameCuts(0.001)), "replay/r/pump/ch0")
+    own = channel(AudioFile(wav, Reading(run="r", cuts=FrameCuts(0.001))), "replay/r/pump/ch0")
     assert own[1000].first_sample == 44_100
     assert {len(frame.samples) for frame in own[:-2]} == {44, 45}
 
@@ -129,7 +129,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
 
 
 def test_full_scale_in_volts_sets_the_scale(wav):
-    frame = next(iter(AudioFile(wav, "r", full_scale_v=0.1)))
+    frame = next(iter(AudioFile(wav, Reading(run="r", full_scale_v=0.1))))
     assert frame.volts_per_count == pytest.approx(0.1 / 32768)
 
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.data.manifest import RECORDING_SUFFIXES, SPLITS, Clip, Manifest, ManifestError, read_manifest
-from producers.sources import AUDIO_SUFFIXES, VALLEN_SUFFIX
+from producers.sources.formats import RECORDING_SUFFIXES as READ
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def refusal(path):
 
 
 def test_endings_taken_from_folders_are_those_that_replay_reads():
-    assert AUDIO_SUFFIXES | {VALLEN_SUFFIX} == RECORDING_SUFFIXES
+    assert READ == RECORDING_SUFFIXES
 
 
 def test_each_file_of_a_class_folder_is_a_recording_of_its_own(folder):

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
 
-from stream.records import BadRecord, Frame, decode_sensor
+from producers.sources.formats import FORMATS, Format
+from producers.sources.frame_cuts import FrameCuts
+from producers.sources.reading import SENSOR_PATTERN, Reading, RecordingError
+from stream.records import Frame
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".w64", ".rf64", ".caf", ".au"})
-VALLEN_SUFFIX = ".tradb"
-
-
-class RecordingError(Exception):
-    """A recording that cannot be played; the text names the file, the reason and the way out."""
+__all__ = ["Reading", "RecordingError", "Source", "open_recording"]
 
 
 class Source(Protocol):
@@ -48,8 +48,10 @@ def open_recording(
     frame_s: float = 0.05,
     frame_sizes: Sequence[int] | None = None,
     full_scale_v: float = 1.0,
+    rate_hz: Fraction | None = None,
+    sensor_pattern: str = SENSOR_PATTERN,
 ) -> Source:
-    """The recording at `path` as a source, its sensors named `replay/<run>/<stem>/ch<n>`.
+    """The recording at `path` as a source.
 
     Parameters
     ----------
@@ -60,7 +62,12 @@ def open_recording(
     frame_sizes
         Samples of one frame after another instead, over and over.
     full_scale_v
-        What full scale of a format that does not know volts (audio files) was at the sensor, V.
+        What full scale of a format that does not know volts (audio files) was at the sensor, V; and what 1 was, of one
+        that holds plain numbers.
+    rate_hz
+        Samples a second, of a file that does not say.
+    sensor_pattern
+        Of sensor ids, see `producers.sources.reading.Reading.sensor`.
 
     Raises
     ------
@@ -72,54 +79,39 @@ def open_recording(
         raise RecordingError(f"{path}: there is no such file")
     if path.is_dir():
         raise RecordingError(f"{path}: is a folder; name the recordings in it")
-    kind = _kind(path)
-    if kind == "vallen":
-        from producers.sources.vallen import VallenRecording
-
-        return VallenRecording(path, run)
-    if kind == "audio":
-        from producers.sources.audio_file import AudioFile
-        from producers.sources.frame_cuts import FrameCuts
-
-        return AudioFile(path, run, FrameCuts(frame_s, frame_sizes), full_scale_v)
-    raise RecordingError(f"{path}: {kind}")
-
-
-def replay_sensor(path: Path, run: str, channel: int) -> str:
-    """The sensor id of a channel of a recording.
-
-    Raises
-    ------
-    RecordingError
-        If file name and run do not make a sound sensor id.
-    """
-    sensor = f"replay/{run}/{path.stem}/ch{channel}"
-    if not run or "/" in run:
-        raise RecordingError(f"run {run!r}: a run's name is part of sensor ids, and has letters but no slash")
-    try:
-        return decode_sensor(sensor.encode("utf-8", "surrogateescape"))
-    except BadRecord as error:
-        raise RecordingError(
-            f"{path}: {sensor!r} is no sensor id ({error.detail}); rename the file or the run"
-        ) from error
+    reading = Reading(
+        run=run,
+        cuts=FrameCuts(frame_s, frame_sizes),
+        full_scale_v=full_scale_v,
+        rate_hz=rate_hz,
+        sensor_pattern=sensor_pattern,
+    )
+    module = importlib.import_module(_format(path).module)
+    source: Source = module.open_source(path, reading)
+    return source
 
 
-def _kind(path: Path) -> str:
-    """'audio', 'vallen', or why it is neither."""
+def _format(path: Path) -> Format:
+    """What reads this file: by its name, or else by how it begins."""
     suffix = path.suffix.lower()
-    if suffix == VALLEN_SUFFIX:
-        return "vallen"
-    if suffix in AUDIO_SUFFIXES:
-        return "audio"
+    for known in FORMATS:
+        if suffix in known.suffixes:
+            return known
     if suffix == ".pridb":
-        return f"holds hit features but no waveforms; give {path.with_suffix(VALLEN_SUFFIX).name} beside it"
+        raise RecordingError(
+            f"{path}: holds hit features but no waveforms; give {path.with_suffix('.tradb').name} beside it"
+        )
     try:
         with path.open("rb") as file:
             head = file.read(16)
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
-    if head[:4] in (b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM"):
-        return "audio"
+        raise RecordingError(f"{path}: cannot be read: {error.strerror}") from error
+    for known in FORMATS:
+        if any(head.startswith(magic) for magic in known.magics):
+            return known
     if head.startswith(b"SQLite format 3"):
-        return f"is an SQLite file, but not named {VALLEN_SUFFIX}; rename it if it is a Vallen recording"
-    return f"no source reads {suffix or 'such'} files; convert it to WAV or FLAC, or give a Vallen {VALLEN_SUFFIX}"
+        raise RecordingError(f"{path}: is an SQLite file, but not named .tradb; rename it if it is a Vallen recording")
+    names = ", ".join(sorted(suffix for known in FORMATS for suffix in known.suffixes))
+    raise RecordingError(
+        f"{path}: no source reads {suffix or 'such'} files; convert it to WAV or FLAC (read are {names})"
+    )

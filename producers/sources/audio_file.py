@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from producers.sources import RecordingError, replay_sensor
-from producers.sources.frame_cuts import FrameCuts
+from producers.sources.reading import Reading, RecordingError
 from stream.records import Flags, Frame, Samples, samples_to_ns
 
 # These fit int16 without loss; 24 bits and floats go as float32.
@@ -21,7 +20,7 @@ UNKNOWN_LENGTH = 2**62
 class AudioFile:
     """A continuous recording, read block by block: memory does not grow with the file.
 
-    The file does not know volts: full scale is taken as `full_scale_v` volts at the sensor.
+    The file does not know volts: full scale is taken as `reading.full_scale_v` volts at the sensor.
 
     Raises
     ------
@@ -29,17 +28,17 @@ class AudioFile:
         If the file cannot be opened as audio, or is empty; while iterating, where it cannot be read on.
     """
 
-    def __init__(self, path: Path, run: str, cuts: FrameCuts | None = None, full_scale_v: float = 1.0) -> None:
+    def __init__(self, path: Path, reading: Reading) -> None:
         self._path = path
-        self._cuts = cuts or FrameCuts()
+        self._cuts = reading.cuts
         with self._open() as file:
             if file.frames == 0:
                 raise RecordingError(f"{path}: holds no samples")
-            self.sensors = tuple(replay_sensor(path, run, channel) for channel in range(file.channels))
+            self.sensors = tuple(reading.sensor(path, channel) for channel in range(file.channels))
             self._rate_hz = Fraction(file.samplerate)
             self._samples = file.frames if file.frames < UNKNOWN_LENGTH else None
             self._dtype = "int16" if file.subtype in INT16_SUBTYPES else "float32"
-        self._volts_per_count = full_scale_v / 32768.0 if self._dtype == "int16" else full_scale_v
+        self._volts_per_count = reading.full_scale_v / (32768.0 if self._dtype == "int16" else 1.0)
 
     @property
     def duration_s(self) -> float | None:
@@ -100,3 +99,8 @@ class AudioFile:
             volts_per_count=self._volts_per_count,
             flags=flags,
         )
+
+
+def open_source(path: Path, reading: Reading) -> AudioFile:
+    """See `producers.sources.formats`."""
+    return AudioFile(path, reading)

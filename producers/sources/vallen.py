@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from producers.sources import RecordingError, replay_sensor
+from producers.sources.reading import Reading, RecordingError
 from stream.records import NS_PER_S, Flags, Frame, samples_to_ns
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class VallenRecording:
         If `vallenae` is not installed, or the file is no readable transient recording with hits in it.
     """
 
-    def __init__(self, path: Path, run: str) -> None:
+    def __init__(self, path: Path, reading: Reading) -> None:
         try:
             import vallenae
         except ImportError as error:
@@ -65,7 +65,7 @@ class VallenRecording:
                 raise self._unreadable(error) from error
         if not rows:
             raise RecordingError(f"{path}: holds no hits; was the transient recorder switched on?")
-        self._sensor_of = {row[0]: replay_sensor(path, run, row[0]) for row in rows}
+        self._sensor_of = {row[0]: reading.sensor(path, row[0]) for row in rows}
         self.sensors = tuple(self._sensor_of.values())
         self.total_frames = sum(row[1] for row in rows) + len(rows)
         self.total_samples = sum(row[2] for row in rows)
@@ -150,3 +150,8 @@ class VallenRecording:
             f"{self._path}: cannot be read as a Vallen recording: {error}; "
             "is the file complete, and not open in the acquisition software?"
         )
+
+
+def open_source(path: Path, reading: Reading) -> VallenRecording:
+    """See `producers.sources.formats`."""
+    return VallenRecording(path, reading)
