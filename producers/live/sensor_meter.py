@@ -1,0 +1,119 @@
+"""How a sensor is, from the frames that it gives: rate, lag, gaps, clipping, flat line."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+
+from producers.live.clock_drift import ClockDrift
+from stream.records import NS_PER_S, Flags, Frame, samples_to_ns
+
+RATE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SensorReport:
+    """One sensor, now. Times in s."""
+
+    sensor: str
+    source: str
+    state: str  #: "running", "retrying", "ended" or "starting"
+    error: str  #: why it was last retried; "" if never
+    rate_hz: float  #: as it says
+    measured_rate_hz: float  #: samples that came in the last 10 s, a second
+    frames: int
+    samples: int
+    lag_s: float | None  #: from the last sample's time to now; None before the first
+    last_frame_s: float | None  #: since a frame came
+    gaps: int  #: places where the device lost samples
+    lost_samples: int
+    epochs: int  #: starts of the device that were seen
+    clipped_share: float  #: of the samples of the last 10 s
+    flat: bool
+    drift_ppm: float | None  #: see `producers.live.clock_drift`
+    offset_s: float
+    historical_frames: int  #: of those, through the spool
+
+
+class SensorMeter:
+    """Told every frame of a sensor."""
+
+    def __init__(self, sensor: str, source: str, flat_s: float) -> None:
+        self.sensor, self.source = sensor, source
+        self.state = "starting"
+        self.error = ""
+        self.drift = ClockDrift()
+        self._flat_ns = round(flat_s * NS_PER_S)
+        self._rate_hz = 0.0
+        self._frames = self._samples = self._gaps = self._lost = self._epochs = 0
+        self._epoch_ns: int | None = None
+        self._next_sample = 0
+        self._end_ns: int | None = None
+        self._came_ns: int | None = None
+        self._recent: deque[tuple[int, int, int]] = deque()  # (arrival, samples, clipped)
+        self._last_value: float | None = None
+        self._unchanged_ns = 0
+
+    def frame(self, frame: Frame, now_ns: int) -> None:
+        """A frame came at `now_ns`."""
+        if frame.epoch_ns != self._epoch_ns:
+            self._epoch_ns, self._next_sample = frame.epoch_ns, frame.first_sample
+            self._epochs += 1
+            self.drift = ClockDrift()
+        continuous = not frame.flags & (Flags.HIT | Flags.END)
+        if continuous and frame.first_sample > self._next_sample:
+            self._gaps += 1
+            self._lost += frame.first_sample - self._next_sample
+        self._next_sample = frame.end_sample
+        if not len(frame.samples):
+            return
+        self._frames += 1
+        self._samples += len(frame.samples)
+        self._rate_hz = float(frame.rate_hz)
+        length_ns = samples_to_ns(len(frame.samples), frame.rate_hz)
+        self._end_ns, self._came_ns = frame.time_ns + length_ns, now_ns
+        if continuous:
+            self.drift.arrived(self._end_ns, now_ns)
+        lowest, highest = frame.samples.min(), frame.samples.max()
+        clipped = 0
+        if frame.samples.dtype == np.int16 and (highest == 32_767 or lowest == -32_768):
+            clipped = int(np.count_nonzero((frame.samples == 32_767) | (frame.samples == -32_768)))
+        self._recent.append((now_ns, len(frame.samples), clipped))
+        self._forget(now_ns)
+        if lowest == highest and (self._last_value is None or lowest == self._last_value):
+            self._unchanged_ns += length_ns
+        else:
+            self._unchanged_ns = 0
+        self._last_value = float(frame.samples[-1])
+
+    def report(self, now_ns: int, historical_frames: int = 0) -> SensorReport:
+        """How it is at `now_ns`."""
+        self._forget(now_ns)
+        samples = sum(count for _, count, _ in self._recent)
+        clipped = sum(count for _, _, count in self._recent)
+        return SensorReport(
+            sensor=self.sensor,
+            source=self.source,
+            state=self.state,
+            error=self.error,
+            rate_hz=self._rate_hz,
+            measured_rate_hz=samples / RATE_S,
+            frames=self._frames,
+            samples=self._samples,
+            lag_s=None if self._end_ns is None else (now_ns - self._end_ns) / NS_PER_S,
+            last_frame_s=None if self._came_ns is None else (now_ns - self._came_ns) / NS_PER_S,
+            gaps=self._gaps,
+            lost_samples=self._lost,
+            epochs=self._epochs,
+            clipped_share=clipped / samples if samples else 0.0,
+            flat=self._unchanged_ns >= self._flat_ns,
+            drift_ppm=self.drift.drift_ppm,
+            offset_s=self.drift.offset_s,
+            historical_frames=historical_frames,
+        )
+
+    def _forget(self, now_ns: int) -> None:
+        while self._recent and now_ns - self._recent[0][0] > RATE_S * NS_PER_S:
+            self._recent.popleft()

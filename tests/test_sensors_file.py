@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from producers.live.pcm import PcmTcp, TcpSettings
+from producers.sensors_file import SensorsFileError, read_sensors_file
+
+SOUND = """
+[producer]
+frame_ms = 20.0
+
+[source.rig]
+kind = "pcm-tcp"
+port = 5000
+rate_hz = 500_000
+channels = 2
+
+[source.trial]
+kind = "simulator"
+
+[[sensor]]
+id = "plant1/pump3/ch0"
+source = "rig"
+volts_per_count = 3.05e-5
+metadata = { machine = "pump 3", height_m = 1.5 }
+
+[[sensor]]
+id = "plant1/pump3/ch1"
+source = "rig"
+channel = 1
+
+[[sensor]]
+id = "trial"
+source = "trial"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "sensors.toml"
+    path.write_text(text)
+    return path
+
+
+def test_sensors_are_on_the_channels_of_their_sources(tmp_path: Path) -> None:
+    file = read_sensors_file(write(tmp_path, SOUND))
+    rig, trial = file.sources
+    assert [(sensor.id, sensor.channel) for sensor in rig.sensors] == [("plant1/pump3/ch0", 0), ("plant1/pump3/ch1", 1)]
+    assert isinstance(rig.start(), PcmTcp)
+    assert isinstance(rig.settings, TcpSettings)
+    assert (rig.settings.port, file.producer.frame_ms, file.spool.full) == (5000, 20.0, "block")
+    assert rig.sensors[0].metadata == {"machine": "pump 3", "height_m": 1.5}
+    assert trial.kind == "simulator"
+
+
+def test_all_mistakes_are_told_at_once_each_by_its_place(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+[producer]
+frame_ms = -1
+colour = "red"
+
+[source.rig]
+kind = "pcm-tcp"
+port = 99999
+speed = 3
+
+[source.other]
+kind = "oscilloscope"
+
+[source.idle]
+kind = "simulator"
+
+[source.two]
+kind = "simulator"
+channels = 2
+
+[[sensor]]
+id = "a"
+source = "rig"
+
+[[sensor]]
+id = "a"
+source = "nowhere"
+volts_per_count = 1.0
+full_scale_v = 1.0
+
+[[sensor]]
+id = "replay/x"
+source = "two"
+channel = 2
+
+[[sensor]]
+id = "b"
+source = "two"
+volts_per_count = nan
+
+[[sensor]]
+source = "other"
+""",
+    )
+    with pytest.raises(SensorsFileError) as caught:
+        read_sensors_file(path)
+    told = str(caught.value)
+    for mistake in (
+        f"{path}: ",
+        "producer.frame_ms: Input should be greater than 0, not -1",
+        "producer.colour: there is no such setting",
+        "source.rig.port: Input should be less than or equal to 65535, not 99999",
+        "source.rig.rate_hz: is missing",
+        "source.rig.speed: there is no such setting",
+        "source.other: kind 'oscilloscope': no such source; there are folder, linwave, mqtt",
+        "source.idle: no sensor is on it",
+        "sensor 'a': 2 sensors have this id",
+        "sensor 'a': there is no [source.nowhere]; there are rig, other, idle, two",
+        "sensor 'a': has volts_per_count and full_scale_v",
+        "sensor 'replay/x': ids that begin with replay/ belong to replays",
+        "sensor 'replay/x': channel 2, but source.two has 2 (the first is 0)",
+        "sensor 'b': volts_per_count: Input should be",
+        "sensor number 5: id: is missing",
+    ):
+        assert mistake in told, f"{mistake}\n\n{told}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "there is no [[sensor]]"),
+        ("sensor = 3", "sensor: Input should be a valid list"),
+        ("source = 3\n[[sensor]]\nid='a'\nsource='b'", "source: Input should be a valid dictionary"),
+        ("[source.a]\nport = 1\n[[sensor]]\nid='a'\nsource='a'", "source.a: says no kind"),
+        ("= 3", "is no TOML"),
+        ("[source.a]\nkind='simulator'\n[[sensor]]\nid=\"a\\u0007\"\nsource='a'", "control characters"),
+        ("[source.a]\nkind='simulator'\n" + 2 * "[[sensor]]\nid='a'\nsource='a'\n", "2 sensors are on channel 0"),
+    ],
+)
+def test_what_is_no_file_of_sensors_is_told(tmp_path: Path, text: str, told: str) -> None:
+    with pytest.raises(SensorsFileError) as caught:
+        read_sensors_file(write(tmp_path, text))
+    assert told in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SensorsFileError, match=r"sensors\.toml: cannot be read"):
+        read_sensors_file(tmp_path / "sensors.toml")
+
+
+@given(st.data())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_damage_to_a_file_is_a_mistake_or_none(tmp_path: Path, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(SOUND) - 1))
+    text = SOUND[:at] + data.draw(st.text(max_size=3)) + SOUND[at + data.draw(st.integers(0, 30)) :]
+    path = tmp_path / "sensors.toml"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    try:
+        read_sensors_file(path)
+    except SensorsFileError as error:
+        told = str(error)
+    else:
+        return
+    assert told.startswith(str(path))
