@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from stream.records import BadRecord, Frame, decode_sensor, encode_frame
 
 log = logging.getLogger(__name__)
 
+REST_S = 5.0  # for a producer that is given up to come to rest, before its requests are cancelled
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # the window agent turns larger messages away
 
 PRODUCER_OPTIONS: dict[str, Any] = {
@@ -45,10 +48,38 @@ class PublisherCounts:
     acknowledged_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoded:
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedFrame:
+    """A frame as it goes out: its sensor's key and its bytes."""
+
+    key: bytes
     data: bytes
-    samples: int
+
+    @property
+    def samples(self) -> int:
+        """How many its header says."""
+        return int.from_bytes(self.data[_SAMPLE_COUNT], "little")
+
+
+_SAMPLE_COUNT = slice(48, 52)  # of a frame's header, docs/records.md
+
+
+def encoded(frame: Frame) -> EncodedFrame:
+    """`frame` as it goes out.
+
+    Raises
+    ------
+    BadRecord
+        If the frame cannot be written: sensor id, sample type, or more than `MAX_MESSAGE_BYTES`.
+    """
+    key = frame.sensor.encode("utf-8", "surrogateescape")
+    decode_sensor(key)
+    data = encode_frame(frame)
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise BadRecord(
+            "too-large", f"{frame.sensor}: a frame of {len(data)} bytes; cut it to {MAX_MESSAGE_BYTES} at most"
+        )
+    return EncodedFrame(key, data)
 
 
 @dataclass(slots=True)
@@ -56,7 +87,7 @@ class _Lane:
     """What one sensor has waiting. One task sends it, so that order holds; it ends when nothing waits."""
 
     key: bytes
-    waiting: deque[_Encoded] = field(default_factory=deque)
+    waiting: deque[EncodedFrame] = field(default_factory=deque)
     waiting_bytes: int = 0
     sending: asyncio.Task[None] | None = None
 
@@ -93,10 +124,13 @@ class Publisher:
         self._join_s = join_s
         self._join_bytes = join_bytes
         self._drain_s = drain_s
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[bytes, _Lane] = {}
+        self._open: dict[EncodedFrame, None] = {}  # not acknowledged, in the order of publishing
         self._open_bytes = 0
+        self._progress_s = 0.0
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
+        self._abandoned = False
         self._producer: AIOKafkaProducer | None = None
         self.counts = PublisherCounts()
 
@@ -120,7 +154,8 @@ class Publisher:
     async def __aexit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Deliver what was published, then disconnect."""
         try:
-            await self.flush(self._drain_s)
+            if not self._abandoned:
+                await self.flush(self._drain_s)
         except DeliveryError as failure:
             if error is None:
                 raise
@@ -140,48 +175,97 @@ class Publisher:
         DeliveryError
             If an earlier frame could not be delivered; nothing is taken on any more.
         """
-        lane = self._lanes.get(frame.sensor)
-        if lane is None:
-            key = frame.sensor.encode("utf-8", "surrogateescape")
-            decode_sensor(key)
-            lane = self._lanes[frame.sensor] = _Lane(key)
-        encoded = _Encoded(encode_frame(frame), len(frame.samples))
-        size = len(encoded.data)
-        if size > MAX_MESSAGE_BYTES:
-            raise BadRecord(
-                "too-large", f"{frame.sensor}: a frame of {size} bytes; cut it to {MAX_MESSAGE_BYTES} at most"
-            )
+        await self.publish_encoded(encoded(frame))
+
+    async def publish_encoded(self, frame: EncodedFrame) -> None:
+        """Take on a frame that is encoded already, as `publish` does.
+
+        Raises
+        ------
+        DeliveryError
+            If an earlier frame could not be delivered; this one is not taken on.
+        """
+        size = len(frame.data)
         while self._failure is None and self._open_bytes and self._open_bytes + size > self._max_bytes:
-            await self._change()
+            await self.change()
         self._raise_failure()
+        if not self._open:
+            self._progress_s = time.monotonic()
+            self._changed.set()  # for whoever watches
+        self._open[frame] = None
         self._open_bytes += size
         self.counts.frames += 1
-        self.counts.samples += encoded.samples
+        self.counts.samples += frame.samples
         self.counts.bytes += size
-        lane.waiting.append(encoded)
+        lane = self._lanes.setdefault(frame.key, _Lane(frame.key))
+        lane.waiting.append(frame)
         lane.waiting_bytes += size
         if lane.sending is None:
             lane.sending = asyncio.create_task(self._send(lane))
 
-    async def flush(self, timeout_s: float | None = None) -> None:
+    @property
+    def open_bytes(self) -> int:
+        """Bytes of frames that are taken on and not acknowledged."""
+        return self._open_bytes
+
+    async def watch(self, give_up_s: float) -> None:
+        """Run until delivery has failed, or no acknowledgement came for `give_up_s` seconds although some are due.
+
+        Raises
+        ------
+        DeliveryError
+            Always, in the end; it says which.
+        """
+        while True:
+            await self.flush(give_up_s=give_up_s)
+            await self.change()
+
+    def abandon(self) -> list[EncodedFrame]:
+        """Stop sending and answering for what was taken on; leave the context next.
+
+        Returns
+        -------
+        list of EncodedFrame
+            What is not acknowledged, in order; some of it may have arrived all the same.
+        """
+        left = list(self._open)
+        self._open.clear()
+        self._open_bytes = 0
+        self._abandoned = True
+        if self._failure is None:
+            self._failure = KafkaError("given up")
+        for lane in self._lanes.values():
+            lane.waiting.clear()
+        self._changed.set()
+        return left
+
+    async def flush(self, timeout_s: float | None = None, *, give_up_s: float | None = None) -> None:
         """Wait until everything published so far, and meanwhile, is acknowledged.
 
         Raises
         ------
         DeliveryError
-            If something could not be delivered, or not within `timeout_s` seconds.
+            If something could not be delivered, or not within `timeout_s` seconds, or if nothing at all was
+            acknowledged for `give_up_s` seconds.
         """
         try:
             async with asyncio.timeout(timeout_s):
-                while self._failure is None and self._open_bytes:
-                    await self._change()
+                while self._failure is None and self._open:
+                    left_s = None if give_up_s is None else self._progress_s + give_up_s - time.monotonic()
+                    if left_s is not None and left_s <= 0:
+                        raise DeliveryError(self._unanswered(give_up_s))
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(left_s):
+                            await self.change()
         except TimeoutError:
-            frames = self.counts.frames - self.counts.acknowledged_frames
-            raise DeliveryError(
-                f"{frames} frames were not acknowledged by {self._options.get('bootstrap_servers')} "
-                f"within {timeout_s:g} s; is the broker there?"
-            ) from None
+            raise DeliveryError(self._unanswered(timeout_s)) from None
         self._raise_failure()
+
+    def _unanswered(self, waited_s: float | None) -> str:
+        return (
+            f"{len(self._open)} frames were not acknowledged by {self._options.get('bootstrap_servers')} "
+            f"within {waited_s:g} s; is the broker there?"
+        )
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
@@ -190,8 +274,8 @@ class Publisher:
                 f"{frames} frames for {self._topic} were not delivered: {self._failure!r}"
             ) from self._failure
 
-    async def _change(self) -> None:
-        """Wait for the next acknowledgement or failure."""
+    async def change(self) -> None:
+        """Wait for the next acknowledgement or failure, or for frames to be taken on where none were open."""
         self._changed.clear()
         await self._changed.wait()
 
@@ -213,10 +297,9 @@ class Publisher:
         finally:
             lane.sending = None
 
-    async def _send_message(self, key: bytes, joined: list[_Encoded], size: int) -> None:
+    async def _send_message(self, key: bytes, joined: list[EncodedFrame], size: int) -> None:
         assert self._producer is not None, "publish inside `async with Publisher(...)`"
-        message = joined[0].data if len(joined) == 1 else b"".join(encoded.data for encoded in joined)
-        frames, samples = len(joined), sum(encoded.samples for encoded in joined)
+        message = joined[0].data if len(joined) == 1 else b"".join(frame.data for frame in joined)
         while True:
             try:
                 delivery = await self._producer.send(self._topic, message, key)
@@ -228,13 +311,18 @@ class Publisher:
 
         def answered(future: asyncio.Future[Any]) -> None:
             error = None if future.cancelled() else future.exception()
+            if self._abandoned:
+                return  # whoever took the frames over answers for them
             if future.cancelled() or error is not None:
                 self._fail(error or KafkaError("the producer was stopped"))
                 return
-            self.counts.acknowledged_frames += frames
-            self.counts.acknowledged_samples += samples
+            for frame in joined:
+                del self._open[frame]
+            self.counts.acknowledged_frames += len(joined)
+            self.counts.acknowledged_samples += sum(frame.samples for frame in joined)
             self.counts.acknowledged_bytes += size
             self._open_bytes -= size
+            self._progress_s = time.monotonic()
             self._changed.set()
 
         delivery.add_done_callback(answered)
@@ -253,11 +341,19 @@ class Publisher:
         for task in sending:
             task.cancel()
         await asyncio.gather(*sending, return_exceptions=True)
-        if not self._open_bytes:
+        if not self._open_bytes and not self._abandoned:
             await producer.stop()
             return
         # `stop` would wait for the broker for ever. aiokafka has no public way to give up what is left: without
-        # connections its sender comes to rest, and the batches it holds go with it.
+        # connections its sender comes to rest, and the batches it holds go with it. After `client.close` nobody
+        # answers a wait for metadata, which a request that fails now begins.
         producer._closed = True
-        await producer.client.close()
-        await producer._sender.close()
+        producer.client._maybe_wait_metadata = _nothing
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(REST_S):
+                await producer.client.close()
+                await producer._sender.close()
+
+
+async def _nothing() -> None:
+    pass

@@ -91,7 +91,7 @@ def _plant(train: int, validation: int, seed: int = 0) -> Plant:
 
 def _model(seed: int = 0) -> Recogniser:
     torch.manual_seed(seed)
-    return Recogniser(SPEC, DIMS, HeadSpec(), len(NAMES)).train()
+    return Recogniser(SPEC, DIMS, HeadSpec(), len(NAMES), "mahalanobis").train()
 
 
 def _make(out: Path, plant: Plant, facts: RunFacts = FACTS, roles: dict[str, str] | None = None) -> BundleCard:

@@ -15,7 +15,7 @@ COMMANDS = {
     "down": ("stack", "down", "Stop what `aewatch up` started."),
     "status": ("stack", "status", "Is the local stack running, and where?"),
     "simulate": ("produce", "simulate", "Publish simulated sensors in real time."),
-    "replay": ("produce", "replay", "Publish recordings: at their own pace, a multiple of it, or as fast as possible."),
+    "replay": ("replay", "replay", "Publish recordings: at their own pace, a multiple of it, or as fast as possible."),
     "window": ("run", "window", "Run a window agent: frames in, windows out."),
     "worker": ("run", "worker", "Run a worker: windows in, predictions and alerts out."),
     "alerts": ("alerts", "alerts", "Follow alerts, acknowledge them, shelve them."),

@@ -5,10 +5,11 @@ of the recording), `channel` (counted from 0), `sensor`, `position`, `recording`
 test) or `fold` (a name). Paths are relative to the table's folder. Rows may share a file; where no column `recording`
 says otherwise, a file is one recording.
 
-In a folder each subfolder is a class and every readable file in it, however deep, a recording of its own. If the first
-level is `train`, `validation` (or `val`) and `test`, the classes are one level below. So two files that were cut from
-one original recording count as two recordings and may come to lie on both sides of a split: only a table with a column
-`recording` can say that they belong together. Nothing is guessed from file names.
+In a folder each subfolder is a class and every readable file in it, however deep, a recording of its own; .csv and .tsv
+only where there are no others, as beside others they are notes. If the first level is `train`, `validation` (or `val`)
+and `test`, the classes are one level below. So two files that were cut from one original recording count as two
+recordings and may come to lie on both sides of a split: only a table with a column `recording` can say that they belong
+together. Nothing is guessed from file names.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from typing import Any
 #: File name endings that are taken out of a class folder; what `producers.sources.open_recording` knows by name.
 RECORDING_SUFFIXES = frozenset(
     {".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".w64", ".rf64", ".caf", ".au", ".tradb"}
+    | {".npy", ".npz", ".mat", ".h5", ".hdf5", ".tdms", ".csv", ".tsv"}
 )
+#: Clips of a data set that has no other recordings; beside others they are notes on them (ESC-50's `meta/esc50.csv`).
+NOTE_SUFFIXES = frozenset({".csv", ".tsv"})
 TABLE_SUFFIXES = frozenset({".csv", ".parquet"})
 REQUIRED = ("path", "label")
 COLUMNS = (*REQUIRED, "start", "end", "channel", "sensor", "position", "recording", "split", "fold")
@@ -161,15 +165,21 @@ def _read_classes(root: Path, folder: Path, split: str) -> tuple[list[Clip], lis
     left_out: Counter[str] = Counter()
     shapes: list[frozenset[str]] = []
     empty: list[str] = []
+    files: dict[str, list[Path]] = {}
     for label in _subfolders(folder):
         if not _is_plain(label):
             raise ManifestError(
                 f"{folder / label!r}: the name of a class has control characters or is no text; rename the folder"
             )
+        files[label] = list(_files(folder / label, ()))
+    recordings = RECORDING_SUFFIXES - NOTE_SUFFIXES
+    if not any(file.suffix.lower() in recordings for inside in files.values() for file in inside):
+        recordings = RECORDING_SUFFIXES
+    for label, inside in files.items():
         before = len(clips)
-        for file in _files(folder / label, ()):
+        for file in inside:
             suffix = file.suffix.lower()
-            if suffix not in RECORDING_SUFFIXES:
+            if suffix not in recordings:
                 left_out[suffix or "without an ending"] += 1
                 continue
             clips.append(Clip(file, label, recording=file.relative_to(root).as_posix(), split=split))
