@@ -29,7 +29,6 @@ SENSOR_METRICS = (
         "by how much the device's clock has fallen behind since its start",
         False,
     ),
-    ("sensor_historical_frames", "historical_frames", "frames that went through the spool", True),
 )
 
 

@@ -42,7 +42,11 @@ async def producer_pages(listen: str, state: Callable[[], ProducerState]) -> Asy
     async def sensors(request: web.Request) -> web.Response:
         now = state()
         return web.json_response(
-            {"broker": now.broker, "sensors": [dataclasses.asdict(sensor) for sensor in now.sensors]}
+            {
+                "broker": now.broker,
+                "totals": {name: value for name, (value, _, _) in now.totals.items()},
+                "sensors": [dataclasses.asdict(sensor) for sensor in now.sensors],
+            }
         )
 
     async def healthz(request: web.Request) -> web.Response:

@@ -14,6 +14,7 @@ COMMANDS = {
     "up": ("stack", "up", "Start the local Kafka and Redis-compatible server and keep them running."),
     "down": ("stack", "down", "Stop what `aewatch up` started."),
     "status": ("stack", "status", "Is the local stack running, and where?"),
+    "produce": ("produce_sensors", "produce", "Publish the sensors of a file, by way of the disk while Kafka is away."),
     "simulate": ("produce", "simulate", "Publish simulated sensors in real time."),
     "replay": ("replay", "replay", "Publish recordings: at their own pace, a multiple of it, or as fast as possible."),
     "window": ("run", "window", "Run a window agent: frames in, windows out."),

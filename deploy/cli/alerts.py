@@ -177,8 +177,18 @@ def unshelve(sensor: str, condition: str, by: str, note: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("--sensor", "sensors", multiple=True, metavar="GLOB", help="Only these: plant1/*")
 @click.option("--replays", is_flag=True, help="Sensors of replays too.")
-def sensors(as_json: bool, sensors: tuple[str, ...], replays: bool) -> None:
+@click.option(
+    "--producer",
+    metavar="HOST:PORT",
+    help="As the `aewatch produce` there sees them: rate, lag, gaps, clipping, spool.",
+)
+def sensors(as_json: bool, sensors: tuple[str, ...], replays: bool, producer: str | None) -> None:
     """List sensors with their last window: when, what it sounded like, how loud, and what is open."""
+    if producer is not None:
+        from deploy.cli.produce_sensors import show_producer
+
+        show_producer(producer, sensors, as_json)
+        return
 
     async def show(client: Alerts) -> None:
         found = await client.sensors(alert_filter(sensors, (), "info", replays))

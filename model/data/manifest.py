@@ -25,7 +25,7 @@ from typing import Any
 
 #: File name endings that are taken out of a class folder; what `producers.sources.open_recording` knows by name.
 RECORDING_SUFFIXES = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".w64", ".rf64", ".caf", ".au", ".tradb"}
+    {".wav", ".flac", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".w64", ".rf64", ".caf", ".au", ".tradb", ".dta"}
     | {".npy", ".npz", ".mat", ".h5", ".hdf5", ".tdms", ".csv", ".tsv"}
 )
 #: Clips of a data set that has no other recordings; beside others they are notes on them (ESC-50's `meta/esc50.csv`).

@@ -34,7 +34,6 @@ class SensorReport:
     flat: bool
     drift_ppm: float | None  #: see `producers.live.clock_drift`
     offset_s: float
-    historical_frames: int  #: of those, through the spool
 
 
 class SensorMeter:
@@ -88,7 +87,7 @@ class SensorMeter:
             self._unchanged_ns = 0
         self._last_value = float(frame.samples[-1])
 
-    def report(self, now_ns: int, historical_frames: int = 0) -> SensorReport:
+    def report(self, now_ns: int) -> SensorReport:
         """How it is at `now_ns`."""
         self._forget(now_ns)
         samples = sum(count for _, count, _ in self._recent)
@@ -111,7 +110,6 @@ class SensorMeter:
             flat=self._unchanged_ns >= self._flat_ns,
             drift_ppm=self.drift.drift_ppm,
             offset_s=self.drift.offset_s,
-            historical_frames=historical_frames,
         )
 
     def _forget(self, now_ns: int) -> None:

@@ -23,6 +23,7 @@ FORMATS = (
         (b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM"),
     ),
     Format("Vallen", frozenset({".tradb"}), "producers.sources.vallen"),
+    Format("MISTRAS", frozenset({".dta"}), "producers.sources.mistras"),
     Format("NumPy", frozenset({".npy", ".npz"}), "producers.sources.numpy_file", (b"\x93NUMPY",)),
     Format("MATLAB", frozenset({".mat"}), "producers.sources.matlab_file", (b"MATLAB ",)),
     Format("HDF5", frozenset({".h5", ".hdf5"}), "producers.sources.hdf5_file", (b"\x89HDF\r\n\x1a\n",)),
