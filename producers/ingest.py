@@ -62,7 +62,7 @@ class Ingest:
         self._pauses = pauses or Pauses()
         self._now_ns = now_ns
         self.meters = {
-            sensor.id: SensorMeter(sensor.id, plan.name, file.producer.flat_s)
+            sensor.id: SensorMeter(sensor.id, plan.name, file.producer.flat_s, sensor.metadata)
             for plan in file.sources
             for sensor in plan.sensors
         }

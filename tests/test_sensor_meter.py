@@ -31,6 +31,13 @@ def test_rate_and_lag_are_of_the_last_ten_seconds() -> None:
     assert meter.report(60 * NS_PER_S).measured_rate_hz == 0
 
 
+def test_the_rate_is_right_from_the_first_second_on() -> None:
+    meter = SensorMeter("a", "s", 5.0)
+    for number in range(10):
+        meter.frame(frame(100 * number, noise()), 5 * NS_PER_S + number * NS_PER_S // 10)
+    assert abs(meter.report(5_900_000_000).measured_rate_hz - 1_000) < 1
+
+
 def test_gaps_are_counted_within_an_epoch_and_not_between_hits() -> None:
     meter = SensorMeter("a", "s", 5.0)
     for first, epoch_ns in ((0, 0), (100, 0), (250, 0), (0, 10**9), (100, 10**9)):

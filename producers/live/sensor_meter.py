@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,8 @@ from stream.records import NS_PER_S, Flags, Frame, samples_to_ns
 
 RATE_S = 10.0
 
+_WITHOUT_PLACE = int(Flags.HIT | Flags.END)  # plain integers, as `IntFlag` is slow for once a frame
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensorReport:
@@ -19,10 +22,11 @@ class SensorReport:
 
     sensor: str
     source: str
+    metadata: Mapping[str, str | int | float | bool]  #: as sensors.toml says
     state: str  #: "running", "retrying", "ended" or "starting"
     error: str  #: why it was last retried; "" if never
     rate_hz: float  #: as it says
-    measured_rate_hz: float  #: samples that came in the last 10 s, a second
+    measured_rate_hz: float  #: samples that came in the last 10 s, or since the first frame, a second
     frames: int
     samples: int
     lag_s: float | None  #: from the last sample's time to now; None before the first
@@ -39,8 +43,10 @@ class SensorReport:
 class SensorMeter:
     """Told every frame of a sensor."""
 
-    def __init__(self, sensor: str, source: str, flat_s: float) -> None:
-        self.sensor, self.source = sensor, source
+    def __init__(
+        self, sensor: str, source: str, flat_s: float, metadata: Mapping[str, str | int | float | bool] | None = None
+    ) -> None:
+        self.sensor, self.source, self._metadata = sensor, source, metadata or {}
         self.state = "starting"
         self.error = ""
         self.drift = ClockDrift()
@@ -51,6 +57,7 @@ class SensorMeter:
         self._next_sample = 0
         self._end_ns: int | None = None
         self._came_ns: int | None = None
+        self._began_ns = 0  # when the first sample of all would have come
         self._recent: deque[tuple[int, int, int]] = deque()  # (arrival, samples, clipped)
         self._last_value: float | None = None
         self._unchanged_ns = 0
@@ -61,7 +68,7 @@ class SensorMeter:
             self._epoch_ns, self._next_sample = frame.epoch_ns, frame.first_sample
             self._epochs += 1
             self.drift = ClockDrift()
-        continuous = not frame.flags & (Flags.HIT | Flags.END)
+        continuous = not int(frame.flags) & _WITHOUT_PLACE
         if continuous and frame.first_sample > self._next_sample:
             self._gaps += 1
             self._lost += frame.first_sample - self._next_sample
@@ -72,6 +79,8 @@ class SensorMeter:
         self._samples += len(frame.samples)
         self._rate_hz = float(frame.rate_hz)
         length_ns = samples_to_ns(len(frame.samples), frame.rate_hz)
+        if self._came_ns is None:
+            self._began_ns = now_ns - length_ns
         self._end_ns, self._came_ns = frame.time_ns + length_ns, now_ns
         if continuous:
             self.drift.arrived(self._end_ns, now_ns)
@@ -95,10 +104,11 @@ class SensorMeter:
         return SensorReport(
             sensor=self.sensor,
             source=self.source,
+            metadata=self._metadata,
             state=self.state,
             error=self.error,
             rate_hz=self._rate_hz,
-            measured_rate_hz=samples / RATE_S,
+            measured_rate_hz=samples / min(RATE_S, max(1, now_ns - self._began_ns) / NS_PER_S) if samples else 0.0,
             frames=self._frames,
             samples=self._samples,
             lag_s=None if self._end_ns is None else (now_ns - self._end_ns) / NS_PER_S,
