@@ -15,6 +15,7 @@ import numpy as np
 from deploy.ordered_threads import in_order
 from model.data.manifest import Clip, Manifest
 from producers.sources import RecordingError, Source, open_recording
+from producers.sources.sampled import SampledRecording, Track
 from stream.records import Flags, Frame, Samples
 
 Made = TypeVar("Made")
@@ -41,7 +42,7 @@ class Hit:
 
 @dataclass(slots=True)
 class Survey:
-    """One recording, as its header tells, and the clips that lie in it."""
+    """One recording, as its header tells, and the clips that lie in it; or those channels of it that run together."""
 
     path: Path
     clips: list[Clip]
@@ -49,6 +50,7 @@ class Survey:
     samples: int  #: of each channel; 0 where it holds hits
     rate_hz: Fraction
     dtype: np.dtype[Any]
+    several: bool  #: whether the recording has other channels, here or beside
     hits: list[Hit] = field(default_factory=list)
 
     @property
@@ -134,8 +136,10 @@ def channel_of(sensor: str) -> int:
     return int(sensor.rpartition("/ch")[2])
 
 
-def survey(path: Path, clips: list[Clip]) -> Survey:
+def survey(path: Path, clips: list[Clip]) -> list[Survey]:
     """What a recording is; reads on only where its header does not tell, and of hits all.
+
+    One for each length and rate that its channels have, mostly one in all.
 
     Raises
     ------
@@ -146,12 +150,29 @@ def survey(path: Path, clips: list[Clip]) -> Survey:
     channels = tuple(channel_of(sensor) for sensor in source.sensors)
     with closing(_frames(source)) as frames:
         first = next(frames)
-        if Flags.HIT not in first.flags:
-            total = source.total_samples
-            samples = _counted(path) if total is None else total // len(channels)
-            return Survey(path, clips, channels, samples, first.rate_hz, first.samples.dtype)
-        hits = [_hit(first), *(_hit(frame) for frame in frames if Flags.HIT in frame.flags)]
-    return Survey(path, clips, channels, 0, first.rate_hz, first.samples.dtype, hits)
+        if Flags.HIT in first.flags:
+            hits = [_hit(first), *(_hit(frame) for frame in frames if Flags.HIT in frame.flags)]
+            return [Survey(path, clips, channels, 0, first.rate_hz, first.samples.dtype, len(channels) > 1, hits)]
+    if isinstance(source, SampledRecording) and len(source.tracks) > 1:
+        return [found for track in source.tracks if (found := _of_track(path, clips, track, channels)).clips]
+    total = source.total_samples
+    samples = _counted(path, source.sensors[0]) if total is None else total // len(channels)
+    return [Survey(path, clips, channels, samples, first.rate_hz, first.samples.dtype, len(channels) > 1)]
+
+
+def _of_track(path: Path, clips: list[Clip], track: Track, all_channels: tuple[int, ...]) -> Survey:
+    channels = tuple(channel_of(channel.sensor) for channel in track.channels)
+    # A clip of a channel that is not there at all is told of by the first.
+    own = [
+        clip
+        for clip in clips
+        if clip.channel is None
+        or clip.channel in channels
+        or (clip.channel not in all_channels and channels[0] == all_channels[0])
+    ]
+    samples = track.samples if track.samples is not None else _counted(path, track.channels[0].sensor)
+    dtype = np.dtype(np.int16 if track.int16 else np.float32)
+    return Survey(path, own, channels, samples, track.rate_hz, dtype, several=True)
 
 
 def _hit(frame: Frame) -> Hit:
@@ -191,6 +212,8 @@ def _continuous(found: Survey, frames: Iterable[Frame]) -> Iterator[Piece]:
     left = sum(map(len, waiting.values()))
     for frame in frames:
         channel = channel_of(frame.sensor)
+        if channel not in waiting:  # of another length or rate
+            continue
         while waiting[channel] and found.span(waiting[channel][0])[0] < frame.end_sample:
             begun[channel].append(waiting[channel].popleft())
         for clip in list(begun[channel]):
@@ -221,10 +244,10 @@ def _frames(source: Source) -> Generator[Frame]:
     yield from source
 
 
-def _counted(path: Path) -> int:
+def _counted(path: Path, sensor: str) -> int:
     """Samples of a channel of a recording whose header does not tell."""
     source = open_recording(path, RUN, frame_sizes=[READ_SAMPLES])
-    return sum(len(frame.samples) for frame in source if frame.sensor == source.sensors[0])
+    return sum(len(frame.samples) for frame in source if frame.sensor == sensor)
 
 
 def survey_all(
@@ -235,12 +258,13 @@ def survey_all(
     reasons: list[str] = []
     grouped = clips_by_file(manifest)
     for done, found in enumerate(in_order(_survey_or_reason, grouped.items()), start=1):
-        if isinstance(found, Survey):
-            reasons += _drop_absent(found)
-            if found.clips:
-                surveys.append(found)
-        else:
+        if isinstance(found, str):
             reasons.append(found)
+            found = []
+        for one in found:
+            reasons += _drop_absent(one)
+            if one.clips:
+                surveys.append(one)
         if on_progress:
             on_progress(done, len(grouped))
     return surveys, reasons
@@ -301,7 +325,7 @@ def _until_failure(made: Iterator[Made], reasons: list[str]) -> Iterator[Made]:
         reasons.append(str(error))
 
 
-def _survey_or_reason(file: tuple[Path, list[Clip]]) -> Survey | str:
+def _survey_or_reason(file: tuple[Path, list[Clip]]) -> list[Survey] | str:
     try:
         return survey(*file)
     except (RecordingError, StopIteration) as error:

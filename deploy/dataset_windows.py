@@ -212,8 +212,7 @@ def _write_windows(
             lengths.append(len(samples))
             labels.append(label_of[clip.label])
             texts["recordings"].append(clip.recording)
-            several = len(found.channels) > 1
-            texts["sensors"].append(clip.sensor or (f"{clip.recording}/ch{channel}" if several else ""))
+            texts["sensors"].append(clip.sensor or (f"{clip.recording}/ch{channel}" if found.several else ""))
             texts["positions"].append(clip.position)
             texts["splits"].append(clip.split)
         reasons += failed

@@ -2,6 +2,7 @@ import multiprocessing
 import os
 from fractions import Fraction
 
+import h5py
 import numpy as np
 import pytest
 import soundfile
@@ -340,3 +341,18 @@ def test_real_clips_of_equal_length_make_a_window_each(real_data, tmp_path):
     assert windows.counts == dict.fromkeys(whole.label_names, 1)
     assert windows.windows.dtype == np.float32
     assert 0.01 < np.abs(windows.windows).max() < 2.0
+
+
+def test_channels_of_other_lengths_and_rates_in_one_file_are_all_cut(tmp_path):
+    arrays = {"a": np.arange(1_000, dtype=np.int16), "b": np.arange(2_000, 3_500, dtype=np.int16)}
+    for label in ("drop", "knock"):
+        (tmp_path / label).mkdir()
+        with h5py.File(tmp_path / label / "rig.h5", "w") as file:
+            for name, samples in arrays.items():
+                file.create_dataset(name, data=samples).attrs["sample_rate"] = 1_000
+    windows = dataset_windows(read_manifest(tmp_path), 500, 500, None)
+    assert windows.counts == {"drop": 5, "knock": 5}
+    assert sorted(windows.windows[:, 0].tolist()) == sorted(2 * [0, 500, 2_000, 2_500, 3_000])
+    assert sorted(set(windows.sensors.tolist())) == [
+        f"{label}/rig.h5/ch{n}" for label in ("drop", "knock") for n in (0, 1)
+    ]

@@ -69,10 +69,10 @@ class SampledRecording:
     ) -> None:
         self._path = path
         self._cuts = cuts
-        self._tracks = tuple(tracks)
+        self.tracks = tuple(tracks)
         self._open_tracks = open_tracks
-        self.sensors = tuple(channel.sensor for track in self._tracks for channel in track.channels)
-        if not self.sensors or any(track.samples == 0 for track in self._tracks):
+        self.sensors = tuple(channel.sensor for track in self.tracks for channel in track.channels)
+        if not self.sensors or any(track.samples == 0 for track in self.tracks):
             raise RecordingError(f"{path}: holds no samples")
         if len(self.sensors) > MAX_CHANNELS:
             raise RecordingError(
@@ -85,7 +85,7 @@ class SampledRecording:
     @property
     def duration_s(self) -> float | None:
         """Of the longest track; None if one does not tell."""
-        spans = [None if track.samples is None else track.samples / track.rate_hz for track in self._tracks]
+        spans = [None if track.samples is None else track.samples / track.rate_hz for track in self.tracks]
         known = [span for span in spans if span is not None]
         return float(max(known)) if len(known) == len(spans) else None
 
@@ -101,7 +101,7 @@ class SampledRecording:
 
     def _total(self, count: Callable[[Track, int], int]) -> int | None:
         total = 0
-        for track in self._tracks:
+        for track in self.tracks:
             if track.samples is None:
                 return None
             total += len(track.channels) * count(track, track.samples)
@@ -110,7 +110,7 @@ class SampledRecording:
     def __iter__(self) -> Iterator[Frame]:
         """Frame by frame in order of time, each time of all channels of a track."""
         with readable(self._path, "a recording"), self._open_tracks() as reads:
-            played = [self._played(track, read) for track, read in zip(self._tracks, reads, strict=True)]
+            played = [self._played(track, read) for track, read in zip(self.tracks, reads, strict=True)]
             for _, frames in heapq.merge(*played, key=itemgetter(0)):
                 # An error has its time too: what the other tracks hold before it is played first.
                 if isinstance(frames, RecordingError):
