@@ -69,7 +69,7 @@ def bench_pipeline(cases: Sequence[Case], target_s: float, batch_windows: int) -
     return {
         "bench": "pipeline",
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "cases": results,
@@ -165,7 +165,8 @@ async def _follow(
     return (last_ms - first_ms) / 1000, memory
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from fractions import Fraction
 from pathlib import Path
 
+from deploy.event_labels import SIDECAR_ENDING
 from model.data.manifest import TABLE_SUFFIXES, read_manifest
 from producers.replay_track import InTurn
 from producers.sources import Reading, RecordingError, Source, open_recording
@@ -45,12 +46,12 @@ class Opened:
     sources: list[Source | InTurn] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  #: what was left out, and rightly so
     failures: list[str] = field(default_factory=list)  #: recordings that cannot be played, while others can
-    _owners: dict[str, Path] = field(default_factory=dict)
+    owners: dict[str, Path] = field(default_factory=dict)
 
     @property
     def sensors(self) -> list[str]:
         """Of all sources."""
-        return list(self._owners)
+        return list(self.owners)
 
     def own(self, source: Source, path: Path) -> Source:
         """Enter a source's sensors.
@@ -66,40 +67,53 @@ class Opened:
                     f"{path}: {times} of its channels would be sensor {sensor}; put {{channel}} or {{name}} into "
                     "--sensors, or choose one with --channels"
                 )
-            if sensor in self._owners:
+            if sensor in self.owners:
                 raise RecordingError(
-                    f"{path} and {self._owners[sensor]} would both be sensor {sensor}; put {{file}} into --sensors, "
+                    f"{path} and {self.owners[sensor]} would both be sensor {sensor}; put {{file}} into --sensors, "
                     "replay them as runs of their own, or rename one file"
                 )
-        self._owners.update(dict.fromkeys(source.sensors, path))
+        self.owners.update(dict.fromkeys(source.sensors, path))
         return source
 
 
 def open_paths(paths: Sequence[Path], asked: Asked) -> Opened:
     """What `paths` mean, all side by side: a file itself, a folder or a manifest its recordings one after another.
 
+    One that cannot be played is entered among the failures, and the others go on.
+
     Raises
     ------
     RecordingError
-        If a path that is a recording cannot be played, or of a folder or manifest nothing can.
+        If nothing can be played.
     model.data.manifest.ManifestError
         If a manifest cannot be used.
     """
     opened = Opened()
     for path in paths:
-        if path.is_dir():
-            opened.sources.append(_in_turn(path, _in_folder(path, opened), path, asked, opened))
-        elif _is_manifest(path):
-            opened.sources.append(_in_turn(path, _in_manifest(path, opened), path.parent, asked, opened))
-        else:
-            opened.sources.append(opened.own(_open(path, asked), path))
+        failed = len(opened.failures)
+        try:
+            opened.sources.append(_source(path, asked, opened))
+        except RecordingError as error:
+            opened.failures[failed:] = [str(error)]
+    if not opened.sources:
+        raise RecordingError("\n".join(opened.failures))
     return opened
 
 
-def _in_turn(path: Path, files: Sequence[Path], root: Path, asked: Asked, opened: Opened) -> InTurn:
+def _source(path: Path, asked: Asked, opened: Opened) -> Source | InTurn:
+    if path.is_dir():
+        return _in_turn(path, _in_folder, path, asked, opened)
+    if is_manifest(path):
+        return _in_turn(path, _in_manifest, path.parent, asked, opened)
+    return opened.own(_open(path, asked), path)
+
+
+def _in_turn(
+    path: Path, find: Callable[[Path, Opened], list[Path]], root: Path, asked: Asked, opened: Opened
+) -> InTurn:
     parts = []
     failed = len(opened.failures)
-    for file in files:
+    for file in find(path, opened):
         try:
             parts.append(opened.own(_open(file, _named_from(root, file, asked)), file))
         except RecordingError as error:
@@ -174,7 +188,9 @@ def _in_folder(folder: Path, opened: Opened) -> list[Path]:
             file = Path(parent, name)
             if name.startswith(".") or not file.is_file():
                 continue
-            if file.suffix.lower() in RECORDING_SUFFIXES and not _is_manifest(file):
+            if name.endswith(SIDECAR_ENDING):  # labels of a recording
+                continue
+            if file.suffix.lower() in RECORDING_SUFFIXES and not is_manifest(file):
                 files.append(file)
             else:
                 left_out[file.suffix.lower() or "without an ending"] += 1
@@ -191,10 +207,21 @@ def _in_manifest(path: Path, opened: Opened) -> list[Path]:
         opened.notes.append(
             f"{path}: names parts of recordings; whole recordings are played (--start, --duration, --channels)"
         )
-    return list(dict.fromkeys(clip.path for clip in clips))
+    inside = os.path.join(os.path.abspath(path.parent), "")
+    files = []
+    for file in dict.fromkeys(clip.path for clip in clips):
+        # A manifest may come from elsewhere, and must not make files public that its folder does not hold.
+        if os.path.abspath(file).startswith(inside):
+            files.append(file)
+        else:
+            opened.failures.append(
+                f"{path}: names {file}, which lies outside {path.parent}; name that recording itself, or put the "
+                "manifest into a folder above it"
+            )
+    return files
 
 
-def _is_manifest(path: Path) -> bool:
+def is_manifest(path: Path) -> bool:
     """Whether it is a table whose header names paths and labels; samples may come in tables, too."""
     suffix = path.suffix.lower()
     if suffix not in TABLE_SUFFIXES or not path.is_file():

@@ -46,7 +46,12 @@ def fit_temperature(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int6
 
 def negative_log_likelihood(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> float:
     """Mean over the windows, in nats."""
-    return float(np.mean(logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels]))
+    return float(np.mean(surprise(logits, labels)))
+
+
+def surprise(logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Of each window (n,), in nats: minus the logarithm of the probability of its label."""
+    return np.asarray(logsumexp(logits, axis=1) - logits[np.arange(len(labels)), labels])
 
 
 @dataclass(frozen=True, slots=True)

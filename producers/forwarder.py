@@ -112,6 +112,7 @@ class Forwarder:
         self._link: _Link | None = None
         self._since_ns = time.time_ns()
         self._last_error = ""
+        self._told: dict[type[Exception], str] = {}
         self._unplaced: deque[EncodedFrame] = deque()  # given up by the broker, not in the spool yet
         self._one_by_one = 0  # how many spooled frames are to be sent alone, to find the one that is refused
         self._refused_bytes: int | None = None  # the smallest frame that was too large for the broker
@@ -325,9 +326,10 @@ class Forwarder:
 
     def _note(self, error: Exception) -> None:
         told = str(error) or repr(error)
-        if told != self._last_error:
+        # By kind: while the broker is away and the disk is full, the two take turns every second.
+        if told != self._told.get(type(error)):
             log.error("not connected; frames go to %s: %s", self._spool.folder, told)
-        self._last_error = told
+        self._told[type(error)] = self._last_error = told
 
     def _place(self) -> None:
         """Frames that the broker did not acknowledge into the spool; beyond its cap, since nobody else has them."""

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
@@ -72,14 +73,21 @@ def encoded(frame: Frame) -> EncodedFrame:
     BadRecord
         If the frame cannot be written: sensor id, sample type, or more than `MAX_MESSAGE_BYTES`.
     """
-    key = frame.sensor.encode("utf-8", "surrogateescape")
-    decode_sensor(key)
+    key = _key(frame.sensor)
     data = encode_frame(frame)
     if len(data) > MAX_MESSAGE_BYTES:
         raise BadRecord(
             "too-large", f"{frame.sensor}: a frame of {len(data)} bytes; cut it to {MAX_MESSAGE_BYTES} at most"
         )
     return EncodedFrame(key, data)
+
+
+@lru_cache(maxsize=4096)
+def _key(sensor: str) -> bytes:
+    """The key of a sensor's frames, looked at once."""
+    key = sensor.encode("utf-8", "surrogateescape")
+    decode_sensor(key)
+    return key
 
 
 @dataclass(slots=True)
@@ -197,7 +205,9 @@ class Publisher:
         self.counts.frames += 1
         self.counts.samples += frame.samples
         self.counts.bytes += size
-        lane = self._lanes.setdefault(frame.key, _Lane(frame.key))
+        lane = self._lanes.get(frame.key)
+        if lane is None:
+            lane = self._lanes[frame.key] = _Lane(frame.key)
         lane.waiting.append(frame)
         lane.waiting_bytes += size
         if lane.sending is None:

@@ -10,6 +10,7 @@ from producers.sources import Reading, RecordingError, open_recording
 from producers.sources.audio_file import AudioFile
 from producers.sources.frame_cuts import FrameCuts
 from stream.records import Flags
+from tests.played_recordings import frames_until
 
 
 @pytest.fixture
@@ -170,11 +171,59 @@ def test_a_file_without_samples_is_refused(tmp_path):
         open_recording(path, "r")
 
 
-def test_a_file_cut_off_in_the_middle_is_played_as_far_as_it_goes(wav, counts):
+def test_a_file_cut_off_in_the_middle_is_played_as_far_as_it_goes_and_told(wav, counts):
     wav.write_bytes(wav.read_bytes()[:-40_002])
-    frames = channel(open_recording(wav, "r"), "replay/r/pump/ch1")
-    np.testing.assert_array_equal(joined(frames), counts[: 50_000 - 10_001, 1])
-    assert frames[-1].flags == Flags.END
+    frames, why = frames_until(open_recording(wav, "r"))
+    np.testing.assert_array_equal(joined(channel(frames, "replay/r/pump/ch1")), counts[: 50_000 - 10_001, 1])
+    assert why is not None
+    assert why.startswith(f"{wav}: ends after 39999 samples, its header announces 200000 bytes, 159998 are there")
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".aiff", ".w64", ".rf64", ".caf", ".au"])
+def test_a_lost_end_is_told_and_a_whole_file_is_not(tmp_path, counts, suffix):
+    path = tmp_path / f"pump{suffix}"
+    soundfile.write(path, counts, 44_100)
+    frames, why = frames_until(open_recording(path, "r"))
+    assert why is None
+    assert len(joined(channel(frames, "replay/r/pump/ch0"))) == len(counts)
+    content = path.read_bytes()
+    for lost in (20, len(content) // 100, len(content) // 2):
+        path.write_bytes(content[:-lost])
+        try:
+            frames, why = frames_until(open_recording(path, "r"))
+        except RecordingError as error:
+            why = str(error)
+        assert why is not None, lost
+        assert str(path) in why
+
+
+def test_a_header_that_could_not_know_the_length_announces_nothing(wav, counts):
+    content = bytearray(wav.read_bytes())
+    content[4:8] = content[40:44] = b"\xff" * 4
+    wav.write_bytes(content)
+    frames, why = frames_until(open_recording(wav, "r"))
+    assert why is None
+    np.testing.assert_array_equal(joined(channel(frames, "replay/r/pump/ch1")), counts[:, 1])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_sample_that_is_no_number_is_told_after_what_came_before(tmp_path, value):
+    samples = np.linspace(-0.5, 0.5, 20_000).astype(np.float32).reshape(10_000, 2)
+    samples[7_123, 1] = value
+    path = tmp_path / "pump.wav"
+    soundfile.write(path, samples, 10_000, subtype="FLOAT")
+    frames, why = frames_until(open_recording(path, "r"))
+    assert why is not None
+    assert f"{path}: sample 7123 of channel 1 is {value:g}" in why
+    np.testing.assert_array_equal(joined(channel(frames, "replay/r/pump/ch0")), samples[:7_123, 0])
+
+
+def test_a_rate_that_no_sensor_has_is_refused(wav):
+    content = bytearray(wav.read_bytes())
+    content[24:28] = (2**31 - 1).to_bytes(4, "little")
+    wav.write_bytes(content)
+    with pytest.raises(RecordingError, match="2147483647 Hz; at most 100000000 Hz"):
+        open_recording(wav, "r")
 
 
 def test_a_name_that_makes_no_sensor_id_is_refused(tmp_path, counts):

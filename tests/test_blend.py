@@ -44,6 +44,14 @@ def test_a_network_that_is_right_where_the_statistics_are_not_gets_the_larger_sa
     assert of_network < of_statistics
 
 
+def test_from_few_windows_one_alone_speaks_unless_the_other_clearly_helps() -> None:
+    network, statistics = _logits(0.1, 3, 0), _logits(0.9, 3, 1)
+    alone = [fit_blend(network[part], statistics[part], TRUTH[part]) for part in np.split(np.arange(COUNT), 10)]
+    assert alone.count((0.0, 1.0)) >= 7  # 5 are, where only the best counts
+    helped = fit_blend(_logits(0.8, 3, 0), _logits(0.8, 3, 1), TRUTH)
+    assert min(helped) > 0
+
+
 @pytest.mark.parametrize("scale", [0.7, 1.5, 3.0])
 def test_how_sure_both_are_together_does_not_matter_to_the_choice(scale: float) -> None:
     for right in (0.3, 0.6, 0.9):

@@ -153,8 +153,8 @@ def test_faults_of_single_clips_are_named(dataset):
     (dataset.path / "train/leak/trash.wav").write_bytes(b"RIFF")
     report = report_on(dataset.path)
     for severity, words, name in (
-        ("error", "samples that are no numbers", "broken.wav: 1 of 16000"),
-        ("error", "1 of its recordings or clips cannot be read", "trash.wav"),
+        ("error", "2 of its recordings or clips cannot be read", "broken.wav: sample 7 of channel 0 is nan"),
+        ("error", "2 of its recordings or clips cannot be read", "trash.wav"),
         ("warning", "a flat line in 1 clip: 1 leak", "flat.wav: 0.25 throughout"),
         ("warning", "silence for half the length or more in 1 clip", "silent.wav: 75 % silent"),
         ("warning", "clipping in 2 clips", "clipped.wav"),

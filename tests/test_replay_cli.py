@@ -18,9 +18,13 @@ import soundfile
 from click.testing import CliRunner
 
 from deploy.cli.publish import clock_text, state_text
-from deploy.cli.replay import MediaTime, SampleRate, replay
+from deploy.cli.replay import MediaTime, Moment, SampleRate, replay
 from deploy.cli.replay_keys import Key, parse_keys
+from deploy.replay_drain import Drained
+from model.architecture import EcapaDims
+from model.untrained import write_untrained_bundle
 from producers.replay import Progress
+from stream.alerts import Alert, Priority, Transition
 from stream.records import Flags
 
 # A publisher that keeps, or writes into a file, what would go to Kafka.
@@ -313,6 +317,184 @@ def test_the_bar_tells_pace_pause_and_place():
     assert state_text(Progress(rate=0.5, paused=True)) == "paused x0.5"
     assert state_text(Progress(rate=None)) == "max"
     assert clock_text(3_723.45) == "1:02:03.4"
+
+
+# --- As an experiment --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """A network that has learned nothing."""
+    folder = tmp_path_factory.mktemp("bundle")
+    dims = EcapaDims(channels=16, mfa_channels=48, attention=16, embedding=16, scale=4, se_bottleneck=8)
+    sizes = {"window_samples": 1024, "hop_samples": 1024, "rate_hz": 8_000.0}
+    write_untrained_bundle(folder, network=dims, **sizes)
+    return folder
+
+
+def labelled(path, rows="0.1,0.2,knock"):
+    path.with_suffix(".labels.csv").write_text(f"start,end,label\n{rows}\n")
+    return path
+
+
+def test_bundles_are_tried_on_labelled_recordings_without_publishing(run, tmp_path, bundle):
+    path = labelled(wav(tmp_path / "pump.wav", samples=40_000, channels=2))
+    out = tmp_path / "out"
+    output, published = run(path, "--report", out, "--bundle", bundle, "--bundle", bundle, "--run", "r")
+    assert not published
+    report = json.loads((out / "report.json").read_text())
+    assert report["run"] == "r"
+    assert [len(of["events"]) for of in report["judgements"]] == [2, 2], "of each channel, by each model"
+    assert report["comparison"]["differences"] == [], "the same model finds the same"
+    assert report["labelled_s"] == pytest.approx(10.0)
+    assert "recognised by both" in output
+    assert "<svg" in (out / "report.html").read_text()
+
+
+def test_a_passage_of_a_trial_leaves_events_outside_out(run, tmp_path, bundle):
+    path = labelled(wav(tmp_path / "pump.wav", samples=40_000), "0.1,0.2,knock\n3,3.5,drop")
+    out = tmp_path / "out"
+    passage = ("--start", "2", "--duration", "2")
+    output, _ = run(path, "--report", out, "--bundle", bundle, *passage)
+    report = json.loads((out / "report.json").read_text())
+    assert [event["label"] for event in report["judgements"][0]["events"]] == ["drop"]
+    assert report["labelled_s"] == pytest.approx(2.0)
+    assert "1 labelled events lie outside what was played" in output
+
+
+def test_a_manifest_gives_the_labels_of_its_files(run, tmp_path, bundle):
+    for name in "ab":
+        wav(tmp_path / f"set/{name}.wav", samples=16_000)
+    (tmp_path / "set/clips.csv").write_text("path,label,start,end\na.wav,knock,0,1\nb.wav,drop,0.5,1\n")
+    out = tmp_path / "out"
+    run(tmp_path / "set/clips.csv", "--report", out, "--bundle", bundle, "--run", "r")
+    report = json.loads((out / "report.json").read_text())
+    assert [(event["sensor"], event["label"]) for event in report["judgements"][0]["events"]] == [
+        ("replay/r/a/ch0", "knock"),
+        ("replay/r/b/ch0", "drop"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--bundle", "b"), "say with --report where to write"),
+        (("--report", "out", "--bundle", "b", "--bundle", "b", "--bundle", "b"), "--bundle: given 3 times"),
+        (("--report", "out", "--loop"), "cannot be of a --loop"),
+        (("--report", "out", "--bundle", "b", "--live", "--sensors", "x/{file}"), "nothing is --live"),
+    ],
+)
+def test_options_of_an_experiment_that_do_not_fit_together_are_told(run, tmp_path, arguments, told):
+    output, published = run(wav(tmp_path / "a.wav"), *arguments, code=2)
+    assert told in " ".join(output.split())
+    assert not published
+
+
+def test_a_report_without_any_labels_says_how_to_write_them(run, tmp_path):
+    output, published = run(wav(tmp_path / "a.wav"), "--report", tmp_path / "out", code=1)
+    assert f"no recording has labels; write {tmp_path / 'a.labels.csv'} with columns start,end,label" in output
+    assert not published
+
+
+def test_wrong_labels_are_told_before_anything_is_published(run, tmp_path):
+    path = labelled(wav(tmp_path / "a.wav"), "2,1,knock")
+    output, published = run(path, "--report", tmp_path / "out", code=1)
+    assert "a.labels.csv, line 2: end 1 is before start 2; swap them" in output
+    assert not published
+
+
+def test_a_bundle_that_is_none_is_told(run, tmp_path):
+    path = labelled(wav(tmp_path / "a.wav"))
+    output, _ = run(path, "--report", tmp_path / "out", "--bundle", tmp_path / "nowhere", code=1)
+    assert str(tmp_path / "nowhere") in output
+
+
+def test_a_replay_with_a_report_waits_for_the_pipeline_and_holds_its_alerts_against_the_labels(
+    run, tmp_path, monkeypatch
+):
+    path = labelled(wav(tmp_path / "a.wav", samples=80_000), "1,1.2,knock\n5,5.2,drop")
+    asked = []
+
+    async def cursor(settings):
+        return "7-0"
+
+    async def drain(settings, sensors, since, patience_s):
+        asked.append((sorted(sensors), since, patience_s))
+        alert = Alert(
+            id="e-1",
+            episode="e",
+            number=1,
+            transition=Transition.RAISED,
+            sensor=next(iter(sensors)),
+            condition="knock",
+            priority=Priority.HIGH,
+            fault=True,
+            time_ns=0,
+            epoch_ns=0,
+            first_sample=8000,
+            start_sample=8000,
+            source_count=4000,
+        )
+        return Drained([alert], [])
+
+    monkeypatch.setattr("deploy.replay_drain.alert_cursor", cursor)
+    monkeypatch.setattr("deploy.replay_drain.drain", drain)
+    out = tmp_path / "out"
+    output, published = run(path, "--report", out, "--wait", "3")
+    assert asked == [(published.sensors, "7-0", 3.0)]
+    (of,) = json.loads((out / "report.json").read_text())["judgements"]
+    assert [(event["label"], event["outcome"]) for event in of["events"]] == [("knock", "found"), ("drop", "missed")]
+    assert "of 2 events 1 found" in output
+
+
+def test_a_report_that_lacks_alerts_is_written_and_the_command_fails(run, tmp_path, monkeypatch):
+    async def cursor(settings):
+        return "0-0"
+
+    async def drain(settings, sensors, since, patience_s):
+        return Drained([], ["after 0 s group g had not worked off t"])
+
+    monkeypatch.setattr("deploy.replay_drain.alert_cursor", cursor)
+    monkeypatch.setattr("deploy.replay_drain.drain", drain)
+    out = tmp_path / "out"
+    output, _ = run(labelled(wav(tmp_path / "a.wav")), "--report", out, code=1)
+    assert "note: after 0 s group g had not worked off t" in output
+    assert "had not worked off" in (out / "report.json").read_text()
+
+
+# --- From a topic ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "name recordings, or a topic with --from-topic"),
+        (("a.wav", "--since", "-1h"), "--since and --until: are of --from-topic"),
+        (("--from-topic", "t"), "say from when on with --since"),
+        (("a.wav", "--from-topic", "t", "--since", "-1h"), "leave the PATHs out"),
+        (("--from-topic", "t", "--since", "-1h", "--report", "out"), "--report cannot be of them"),
+        (("--from-topic", "t", "--since", "-1h", "--until", "-2h"), "--until: is not after --since"),
+        (("--from-topic", "t", "--since", "-1h", "--run", "a/b"), "has letters but no slash"),
+        (("--from-topic", "t", "--since", "yesterday"), "is no moment; write 2026-11-23T08:00Z"),
+    ],
+)
+def test_options_of_a_topic_that_do_not_fit_together_are_told(run, arguments, told):
+    output, published = run(*arguments, code=2)
+    assert told in " ".join(output.split())
+    assert not published
+
+
+@pytest.mark.parametrize(
+    ("text", "expected_s"),
+    [("1970-01-02", 86_400), ("1970-01-01T01:00:00.5Z", 3600.5), ("1970-01-01T01:00+01:00", 0)],
+)
+def test_moments_are_exact_and_of_their_zone(text, expected_s):
+    assert Moment()(text) == int(expected_s * 1e9)
+
+
+def test_a_moment_can_be_told_from_now_back(monkeypatch):
+    monkeypatch.setattr("time.time_ns", lambda: 10**19)
+    assert Moment()("-1.5h") == 10**19 - 5400 * 10**9
 
 
 # --- Keys --------------------------------------------------------------------------------------------------------

@@ -79,3 +79,22 @@ def pipeline(bundles: tuple[str, ...], seconds: float, batch_windows: int | None
             f"{case['case']}: {case['pipeline_windows_per_s']} windows/s through the pipeline, "
             f"{case['engine_windows_per_s']} by the engine alone, ratio {case['ratio']}; peak memory in MiB: {memory}"
         )
+
+
+@bench.command()
+@click.option("--rounds", default=3, show_default=True, type=click.IntRange(1), help="Turns of each producer.")
+@click.option("--profile", is_flag=True, help="Also say where our producer's time goes.")
+@click.option("--quick", is_flag=True, help="A minute to see that it works; its figures say little.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def ingest(rounds: int, profile: bool, quick: bool, as_json: bool) -> None:
+    """MB/s of one producer into the local Kafka, beside Kafka's own ProducerPerformance; sensors in real time."""
+    from dataclasses import replace
+
+    from deploy.bench_ingest import QUICK, Extent, bench_ingest, told
+    from deploy.local_stack import StackError
+    from deploy.processes import ProcessError
+
+    extent = replace(QUICK, profile=profile) if quick else Extent(rounds=rounds, profile=profile)
+    with plain_errors(StackError, ProcessError):
+        result = bench_ingest(extent)
+    click.echo(json.dumps(result) if as_json else told(result))

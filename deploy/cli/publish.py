@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from deploy.cli.replay_keys import Key
     from deploy.settings import Settings
     from producers.publisher import PublisherCounts
-    from producers.replay import Controls, Progress
+    from producers.replay import Controls, FrameSink, Progress
     from producers.replay_track import InTurn, Passage
     from producers.sources import Source
+    from stream.records import Frame
 
 GRACE_S = 2.0
 
@@ -53,23 +54,49 @@ def publish(
     controls: Controls,
     passage: Passage | None = None,
     with_keys: bool = False,
+    on_frame: Callable[[Frame], None] | None = None,
 ) -> Sent:
     """Publish until the sources end or SIGTERM, SIGINT or the key q comes.
 
-    Whichever it is, what was taken is acknowledged before this returns. Says at the end what was sent.
+    Whichever it is, what was taken is acknowledged before this returns. Says at the end what was sent; `on_frame` is
+    told of each frame.
+    """
+    from producers.replay import replay
+
+    def play(sink: FrameSink, note: Callable[[Progress], None]) -> Coroutine[Any, Any, Progress]:
+        watched = sink if on_frame is None else _Watched(sink, on_frame)
+        return replay(sources, watched, progress=note, passage=passage, controls=controls)
+
+    return publish_playing(in_force, play, controls, _expected_s(sources, passage), with_keys)
+
+
+def publish_playing(
+    in_force: Settings,
+    play: Callable[[FrameSink, Callable[[Progress], None]], Coroutine[Any, Any, Progress]],
+    controls: Controls,
+    expected_s: float | None,
+    with_keys: bool = False,
+) -> Sent:
+    """Publish what `play` puts into a sink; it tells of its progress, and heeds `controls`. Else as `publish`.
+
+    Parameters
+    ----------
+    expected_s
+        How long what is played takes at its own pace; None if nobody knows.
     """
     from aiokafka.errors import KafkaError
 
     from deploy.cli.replay_keys import HELP, there_are_keys
     from deploy.topics import TopicError
     from producers.publisher import DeliveryError
+    from producers.topic_replay import NoHistoryError
 
     if with_keys and there_are_keys():
         click.echo(HELP, err=True)
     elif controls.clock.paused:
         click.echo("paused, without a terminal to go on from; end it with SIGTERM", err=True)
-    with plain_errors(TopicError, KafkaError, DeliveryError), _bar(_expected_s(sources, passage)) as advance:
-        sent = asyncio.run(_play(in_force, sources, controls, passage, advance, with_keys))
+    with plain_errors(TopicError, KafkaError, DeliveryError, NoHistoryError), _bar(expected_s) as advance:
+        sent = asyncio.run(_play(in_force, play, controls, advance, with_keys))
     for failure in sent.failures:
         click.echo(f"failed: {failure}", err=True)
     if sent.done.most_behind_s > 0:
@@ -82,9 +109,8 @@ def publish(
 
 async def _play(
     in_force: Settings,
-    sources: Sequence[Source | InTurn],
+    play: Callable[[FrameSink, Callable[[Progress], None]], Coroutine[Any, Any, Progress]],
     controls: Controls,
-    passage: Passage | None,
     advance: Callable[[Progress], None],
     with_keys: bool,
 ) -> Sent:
@@ -92,7 +118,6 @@ async def _play(
     from deploy.topics import await_topics
     from producers.publisher import Publisher
     from producers.replay import IncompleteReplayError, Progress
-    from producers.replay import replay as play
 
     stop = stop_on_signals()
     done = Progress()
@@ -105,7 +130,7 @@ async def _play(
 
     await await_topics(in_force.kafka)
     async with Publisher(in_force.kafka.client_options(), in_force.kafka.frames_topic) as publisher:
-        playing = asyncio.create_task(play(sources, publisher, progress=note, passage=passage, controls=controls))
+        playing = asyncio.create_task(play(publisher, note))
         stopping = asyncio.create_task(stop.wait())
         with _keys(controls, stop) if with_keys else contextlib.nullcontext():
             await asyncio.wait({playing, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -122,6 +147,21 @@ async def _play(
         except asyncio.CancelledError:
             pass
     return Sent(publisher.counts, done, failures, stopped)
+
+
+class _Watched:
+    """A sink, and somebody who is told of each frame that it took."""
+
+    def __init__(self, sink: FrameSink, on_frame: Callable[[Frame], None]) -> None:
+        self._sink = sink
+        self._on_frame = on_frame
+
+    async def publish(self, frame: Frame) -> None:
+        await self._sink.publish(frame)
+        self._on_frame(frame)
+
+    async def flush(self) -> None:
+        await self._sink.flush()
 
 
 def _keys(controls: Controls, stop: asyncio.Event) -> contextlib.AbstractContextManager[None]:

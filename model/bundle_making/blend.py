@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from model.calibration import fit_temperature, negative_log_likelihood
+from model.calibration import fit_temperature, surprise
 from model.data.dataset import WindowSet
 from model.network import Recogniser
 from model.training.feed import Feed
@@ -25,7 +25,8 @@ def fit_blend(
 
     From few windows a network learns by heart what it should understand, and is then worth less than it believes; of
     sounds that differ in how they run, the statistics know little. Best is what makes the labels most likely, each
-    pair with its own temperature.
+    pair with its own temperature. Where one alone is no worse than that by more than a standard error of the
+    difference, it speaks alone: from few windows a blend is chosen by chance (Breiman et al., 1984, 3.4.3).
 
     Parameters
     ----------
@@ -35,11 +36,17 @@ def fit_blend(
         (n,), the true ones.
     """
 
-    def cost(shares: tuple[float, float]) -> float:
+    def cost(shares: tuple[float, float]) -> npt.NDArray[np.float64]:
         logits = shares[0] * network + shares[1] * statistics
-        return negative_log_likelihood(logits.astype(np.float64) / fit_temperature(logits, labels), labels)
+        return surprise(logits.astype(np.float64) / fit_temperature(logits, labels), labels)
 
-    return min(SHARES, key=cost)
+    costs = {shares: cost(shares) for shares in SHARES}
+    best = min(SHARES, key=lambda shares: float(costs[shares].mean()))
+    for alone in sorted(((1.0, 0.0), (0.0, 1.0)), key=lambda shares: float(costs[shares].mean())):
+        worse = costs[alone] - costs[best]
+        if worse.mean() <= worse.std() / np.sqrt(len(worse)):
+            return alone
+    return best
 
 
 def set_shares(

@@ -19,7 +19,7 @@ from model.evaluation.report import (
 from model.evaluation.report_plots import confusion, curves, group_bars, label_bars, reliability, svg
 from model.training.history import Epoch
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --ink: #1c2733; --paper: #fdfdfc; --card: #f4f5f5; --muted: #5f6b77; --line: #d8dde2;
   --accent: #1d6a8a; --second: #8a94a0; --warn: #b9503a; --warn-ground: #faeeea; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e3e8ec; --paper: #14191e; --card: #1c2329; --muted: #98a3ad;
@@ -87,7 +87,7 @@ def report_html(found: Evaluation, history: Sequence[Epoch] = ()) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <title>{escape(title)}: evaluation</title>
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <main>
@@ -199,7 +199,7 @@ def _labels(found: Evaluation) -> str:
         unknown = found.unknown.by_label.get(label.label)
         values = [f"{label.windows:,}", percent(label.precision), percent(label.recall), percent(label.f1), *beside]
         rows.append([label.label, *values, "–" if unknown is None else percent(unknown)])
-    return _section("Figures of each label", _table(head, rows))
+    return _section("Figures of each label", table(head, rows))
 
 
 def _recordings(found: Evaluation) -> str:
@@ -207,7 +207,7 @@ def _recordings(found: Evaluation) -> str:
     if not shown:
         return _section("Recordings", '<p class="muted">Every window of every recording is recognised.</p>')
     rows = [[group.name, f"{group.windows:,}", percent(group.accuracy)] for group in shown]
-    return _section("Weakest recordings", _table(["recording", "windows", "accuracy"], rows))
+    return _section("Weakest recordings", table(["recording", "windows", "accuracy"], rows))
 
 
 def _figures(found: Evaluation) -> str:
@@ -230,14 +230,15 @@ def _figures(found: Evaluation) -> str:
         f"repeats), as many as {speed.sensors:,.1f} sensors give, on {speed.device}, {speed.precision}.",
     ]
     text = "".join(f'<p class="muted">{escape(note)}</p>' for note in notes)
-    return _section("All figures", _table(["", "bundle", *(["baseline"] if found.baseline else [])], rows) + text)
+    return _section("All figures", table(["", "bundle", *(["baseline"] if found.baseline else [])], rows) + text)
 
 
 def _section(heading: str, content: str) -> str:
     return f"<section><h2>{escape(heading)}</h2>{content}</section>\n"
 
 
-def _table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; cells are text, and escaped."""
     titles = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in head)
     lines = "".join(
         f"<tr><th scope=row>{escape(row[0])}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in row[1:])}</tr>"

@@ -74,7 +74,7 @@ class PlotError(ValueError):
     """Pictures cannot be drawn or written; the message says why."""
 
 
-def _styled(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
+def styled(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
     """In the style of these pictures, which is that of no others."""
 
     @functools.wraps(draw)
@@ -125,12 +125,12 @@ def save(figure: Figure, path: Path) -> None:
         raise PlotError(f"{path}: {error}") from error
 
 
-@_styled
+@styled
 def confusion(results: Results, labels: Sequence[str]) -> Figure:
     """How often each label (row) was taken for each (column), as shares of the row, with counts where there is room."""
     count = len(labels)
     side = min(WIDTH_IN, 1.9 + 0.55 * count)
-    figure, axes = _figure(WIDTH_IN, max(2.0, side if count <= NUMBERED_CELLS else WIDTH_IN))
+    figure, axes = new_figure(WIDTH_IN, max(2.0, side if count <= NUMBERED_CELLS else WIDTH_IN))
     from matplotlib.patches import Rectangle
 
     size = max(5.5, min(8.5, 84 / count))
@@ -148,7 +148,7 @@ def confusion(results: Results, labels: Sequence[str]) -> Figure:
                 axes.text(column, row, text, ha="center", va="center", fontsize=size, color=ink, linespacing=1.35)
     axes.set_xlim(-0.5, count - 0.5)
     axes.set_ylim(count - 0.5, -0.5)
-    names = [_short(label) if count <= NAMED_CELLS else "" for label in labels]
+    names = [short(label) if count <= NAMED_CELLS else "" for label in labels]
     tilted = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if count > 3 else {}
     axes.set_xticks(range(count), names, fontsize=size, **tilted)
     axes.set_yticks(range(count), names, fontsize=size)
@@ -160,10 +160,10 @@ def confusion(results: Results, labels: Sequence[str]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def reliability(results: Results, baseline: Results | None) -> Figure:
     """Share recognised rightly against the probability said, and how many windows say so much."""
-    figure, (upper, lower) = _figure(WIDTH_IN, 3.9, rows=2, heights=(3.4, 1.0), sharex=True)
+    figure, (upper, lower) = new_figure(WIDTH_IN, 3.9, rows=2, heights=(3.4, 1.0), sharex=True)
     upper.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
     upper.text(0.06, 0.1, "as sure as right", rotation=31, color=COLOURS["muted"], fontsize=7.5, ha="left", va="bottom")
     for of, colour, name in ((baseline, "second", "baseline"), (results, "accent", "bundle")):
@@ -193,13 +193,13 @@ def reliability(results: Results, baseline: Results | None) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def label_bars(results: Results, baseline: Results | None) -> Figure:
     """Recall and precision of each label; the baseline's as a stroke. Of very many, the weakest."""
     shown = list(range(len(results.labels)))
     if len(shown) > MOST_LABELS:
         shown = sorted(shown, key=lambda index: results.labels[index].f1)[:MOST_LABELS]
-    figure, axes = _figure(WIDTH_IN, 0.75 + 0.42 * len(shown))
+    figure, axes = new_figure(WIDTH_IN, 0.75 + 0.42 * len(shown))
     for row, index in enumerate(shown):
         label, other = results.labels[index], baseline.labels[index] if baseline else None
         for offset, name, alpha in ((-0.19, "recall", 1.0), (0.19, "precision", 0.5)):
@@ -208,32 +208,32 @@ def label_bars(results: Results, baseline: Results | None) -> Figure:
             axes.text(1.02, row + offset, f"{100 * value:.1f} %", va="center", fontsize=7.5, color=COLOURS["ink"])
             if other is not None:
                 _stroke(axes, getattr(other, name), row + offset, 0.4)
-    _bar_frame(axes, [_short(results.labels[index].label) for index in shown])
+    _bar_frame(axes, [short(results.labels[index].label) for index in shown])
     _bar_legend(axes, {"recall": 1.0, "precision": 0.5}, baseline is not None)
     return figure
 
 
-@_styled
+@styled
 def group_bars(found: Evaluation, what: str) -> Figure:
     """Accuracy at each position, or of each sensor; the baseline's as a stroke. Of very many, the weakest."""
     groups: list[GroupResult] = groups_of(found.results, what)
     beside = {group.name: group.accuracy for group in getattr(found.baseline, f"by_{what}", [])}
-    figure, axes = _figure(WIDTH_IN, 0.75 + 0.26 * max(2, len(groups)))
+    figure, axes = new_figure(WIDTH_IN, 0.75 + 0.26 * max(2, len(groups)))
     for row, group in enumerate(groups):
         axes.barh(row, group.accuracy, height=0.62, color=COLOURS["accent"], linewidth=0)
         text = f"{100 * group.accuracy:.1f} % of {group.windows:,}"
         axes.text(1.02, row, text, va="center", fontsize=7.5, color=COLOURS["ink"])
         if group.name in beside:
             _stroke(axes, beside[group.name], row, 0.72)
-    _bar_frame(axes, [_short(group.name) for group in groups])
+    _bar_frame(axes, [short(group.name) for group in groups])
     _bar_legend(axes, {"accuracy": 1.0}, found.baseline is not None)
     return figure
 
 
-@_styled
+@styled
 def curves(history: Sequence[Epoch]) -> Figure:
     """Loss and accuracy over the epochs of a training, with the best one marked."""
-    figure, (upper, lower) = _figure(WIDTH_IN, 3.9, rows=2, heights=(1, 1), sharex=True)
+    figure, (upper, lower) = new_figure(WIDTH_IN, 3.9, rows=2, heights=(1, 1), sharex=True)
     epochs = [epoch.epoch for epoch in history]
     best = [epoch for epoch in history if epoch.best]
     lines = (
@@ -266,9 +266,10 @@ def curves(history: Sequence[Epoch]) -> Figure:
     return figure
 
 
-def _figure(
+def new_figure(
     width: float, height: float, rows: int = 1, heights: Sequence[float] = (1,), sharex: bool = False
 ) -> tuple[Figure, Any]:
+    """A figure of this size in inches, and its axes, one below the other."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -311,5 +312,6 @@ def _percents(axes: Axes, which: str) -> None:
     getattr(axes, f"{which}axis").set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A name that fits beside an axis."""
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

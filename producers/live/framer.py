@@ -9,6 +9,8 @@ import numpy as np
 
 from stream.records import Flags, Frame, Samples, samples_to_ns
 
+_NO_FLAGS = Flags(0)  # made once, as this is done for every frame
+
 
 class Framer:
     """Cuts one sensor's samples into frames of equal length, from one start of its device on.
@@ -35,7 +37,7 @@ class Framer:
         self._waiting = 0
         self._sequence = 0
         self._first = 0  # of those that wait
-        self._flags = Flags(0)
+        self._flags = _NO_FLAGS
 
     @property
     def end_ns(self) -> int:
@@ -83,7 +85,7 @@ class Framer:
             flags |= Flags.SATURATED
         frame = self._frame(samples, flags)
         self._first += self._waiting
-        self._parts, self._waiting, self._flags = [], 0, Flags(0)
+        self._parts, self._waiting, self._flags = [], 0, _NO_FLAGS
         return [frame]
 
     def end(self) -> list[Frame]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
@@ -52,6 +53,9 @@ class SensorMeter:
         self.drift = ClockDrift()
         self._flat_ns = round(flat_s * NS_PER_S)
         self._rate_hz = 0.0
+        # Count and rate of the last frame, and how long it was: seldom others, and fractions are slow.
+        self._shape: tuple[int, Fraction] = (0, Fraction(1))
+        self._length_ns = 0
         self._frames = self._samples = self._gaps = self._lost = self._epochs = 0
         self._epoch_ns: int | None = None
         self._next_sample = 0
@@ -75,10 +79,14 @@ class SensorMeter:
         self._next_sample = frame.end_sample
         if not len(frame.samples):
             return
+        count = len(frame.samples)
         self._frames += 1
-        self._samples += len(frame.samples)
-        self._rate_hz = float(frame.rate_hz)
-        length_ns = samples_to_ns(len(frame.samples), frame.rate_hz)
+        self._samples += count
+        if self._shape[0] != count or self._shape[1] is not frame.rate_hz:
+            self._shape = count, frame.rate_hz
+            self._rate_hz = float(frame.rate_hz)
+            self._length_ns = samples_to_ns(count, frame.rate_hz)
+        length_ns = self._length_ns
         if self._came_ns is None:
             self._began_ns = now_ns - length_ns
         self._end_ns, self._came_ns = frame.time_ns + length_ns, now_ns
@@ -88,7 +96,7 @@ class SensorMeter:
         clipped = 0
         if frame.samples.dtype == np.int16 and (highest == 32_767 or lowest == -32_768):
             clipped = int(np.count_nonzero((frame.samples == 32_767) | (frame.samples == -32_768)))
-        self._recent.append((now_ns, len(frame.samples), clipped))
+        self._recent.append((now_ns, count, clipped))
         self._forget(now_ns)
         if lowest == highest and (self._last_value is None or lowest == self._last_value):
             self._unchanged_ns += length_ns

@@ -79,6 +79,9 @@ def open_recording(
         raise RecordingError(f"{path}: there is no such file")
     if path.is_dir():
         raise RecordingError(f"{path}: is a folder; name the recordings in it")
+    if not path.is_file():
+        # A pipe would be waited for, without an end.
+        raise RecordingError(f"{path}: is a device or a pipe; write it to a file first")
     reading = Reading(
         run=run,
         cuts=FrameCuts(frame_s, frame_sizes),

@@ -30,6 +30,7 @@ HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 # MAT-file level 5: how numbers are stored, and the classes of arrays.
 STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8", 13: "u8"}
 TEXT_STORED = {1: "utf-8", 2: "utf-8", 4: "utf-16", 16: "utf-8", 17: "utf-16"}
+HEAD_BYTES = 128
 MATRIX, COMPRESSED = 14, 15
 STRUCTURE, TEXT = 2, 4
 NUMBERS = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
@@ -37,6 +38,7 @@ COMPLEX = 0x0800
 LOGICAL = 0x0200
 
 # MAT-file level 4.
+HEAD_4 = struct.Struct("<5i")
 STORED_4 = {0: "f8", 1: "f4", 2: "i4", 3: "i2", 4: "u2", 5: "u1"}
 
 
@@ -63,11 +65,18 @@ def open_source(path: Path, reading: Reading) -> SampledRecording:
 def _open_old(path: Path, reading: Reading) -> SampledRecording:
     if path.stat().st_size > MAX_LOADED_BYTES:
         raise _too_large(path)
+    with path.open("rb") as file:
+        head = memoryview(file.read(HEAD_BYTES))
+    # What is no such file is refused before gigabytes of it are in memory.
+    level_4 = 0 in bytes(head[:4])
+    if level_4:
+        _head_4(path, head, 0)
+    else:
+        _order_5(path, head)
     content = memoryview(path.read_bytes())
     values: dict[str, npt.NDArray[Any]] = {}
     arrays: list[StoredArray] = []
     facts: dict[str, dict[str, Any]] = {}
-    level_4 = 0 in bytes(content[:4])
     for variable in _level_4(path, content) if level_4 else _level_5(path, content):
         group, _, last = variable.name.rpartition("/")
         if is_fact(last) and (isinstance(variable.values, str) or variable.values.size == 1):
@@ -130,13 +139,17 @@ class _Bytes:
         return int(first), int(second)
 
 
-def _level_5(path: Path, content: memoryview) -> Iterator[_Variable]:
-    mark = bytes(content[124:128])
+def _order_5(path: Path, content: memoryview) -> str:
+    mark = bytes(content[124:HEAD_BYTES])
     if mark not in (b"\x00\x01IM", b"\x01\x00MI"):
         raise RecordingError(f"{path}: does not begin like a MATLAB file; is it one, and is it complete?")
-    order = "<" if mark.endswith(b"IM") else ">"
+    return "<" if mark.endswith(b"IM") else ">"
+
+
+def _level_5(path: Path, content: memoryview) -> Iterator[_Variable]:
+    order = _order_5(path, content)
     loaded = len(content)
-    for kind, data in _Bytes(path, content[128:], order).elements():
+    for kind, data in _Bytes(path, content[HEAD_BYTES:], order).elements():
         if kind != COMPRESSED:
             inner = [(kind, data)]
         else:
@@ -198,19 +211,24 @@ def _numbers(
 # --- Level 4 -----------------------------------------------------------------------------------------------------
 
 
+def _head_4(path: Path, content: memoryview, at: int) -> tuple[int, np.dtype[Any], int, int, bool, int]:
+    """Kind, type of number, rows, columns, whether complex, and bytes of the name of the variable that begins here."""
+    if at + HEAD_4.size > len(content):
+        raise RecordingError(f"{path}: ends in the middle of a variable; the file is cut off")
+    order = "<" if 0 <= HEAD_4.unpack_from(content, at)[0] < 1_000 else ">"
+    kind, rows, columns, imaginary, name_length = struct.unpack_from(f"{order}5i", content, at)
+    stored = STORED_4.get(kind // 10 % 10)
+    if not 0 <= kind < 2_000 or stored is None or min(rows, columns) < 0 or not 0 < name_length < 1_000:
+        raise RecordingError(f"{path}: does not look like a MATLAB file; is it one, and is it complete?")
+    return kind, np.dtype(f"{order}{stored}"), rows, columns, bool(imaginary), name_length
+
+
 def _level_4(path: Path, content: memoryview) -> Iterator[_Variable]:
     at = 0
     while at < len(content):
-        if at + 20 > len(content):
-            raise RecordingError(f"{path}: ends in the middle of a variable; the file is cut off")
-        order = "<" if 0 <= struct.unpack_from("<i", content, at)[0] < 1_000 else ">"
-        kind, rows, columns, imaginary, name_length = struct.unpack_from(f"{order}5i", content, at)
-        stored = STORED_4.get(kind // 10 % 10)
-        if not 0 <= kind < 2_000 or stored is None or min(rows, columns) < 0 or not 0 < name_length < 1_000:
-            raise RecordingError(f"{path}: does not look like a MATLAB file; is it one, and is it complete?")
-        begin = at + 20 + name_length
-        name = bytes(content[at + 20 : begin]).partition(b"\0")[0].decode("ascii", "replace")
-        dtype = np.dtype(f"{order}{stored}")
+        kind, dtype, rows, columns, imaginary, name_length = _head_4(path, content, at)
+        begin = at + HEAD_4.size + name_length
+        name = bytes(content[at + HEAD_4.size : begin]).partition(b"\0")[0].decode("ascii", "replace")
         at = begin + rows * columns * dtype.itemsize * (2 if imaginary else 1)
         if at > len(content):
             raise RecordingError(

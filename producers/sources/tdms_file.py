@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,19 @@ def open_source(path: Path, reading: Reading) -> SampledRecording:
             tracks.append(track)
             used.append((stored.group_name, stored.name))
         _refuse_large_chunks(path, file)
+        # The library reads a file that is cut off as far as it goes. Of its channels the longest tells, so that the
+        # others are played to their ends.
+        last = max(range(len(tracks)), key=lambda n: (tracks[n].samples or 0) / tracks[n].rate_hz, default=-1)
+        if cut_off := last >= 0 and _is_cut_off(path, file):
+            tracks[last] = replace(tracks[last], samples=None)
 
     @contextmanager
     def open_tracks() -> Generator[Sequence[Read]]:
         with nptdms.TdmsFile.open(path) as file:
-            yield [_chunks(file, file[group][name]) for group, name in used]
+            reads = [_chunks(file, file[group][name]) for group, name in used]
+            if cut_off:
+                reads[last] = _then_told(path, reads[last])
+            yield reads
 
     return SampledRecording(path, reading.cuts, tracks, open_tracks)
 
@@ -101,6 +110,25 @@ def _chunks(file: Any, stored: Any) -> Read:
         return next((values for chunk in chunks if len(values := chunk[:])), np.empty(0)).reshape(-1, 1)
 
     return read
+
+
+def _is_cut_off(path: Path, file: Any) -> bool:
+    """Whether the last segment lacks something, or bytes that are no segment stand behind it."""
+    incomplete: bool = file.file_status.incomplete_final_segment
+    return incomplete or bool(file._reader._segments[-1].next_segment_pos < path.stat().st_size)
+
+
+def _then_told(path: Path, read: Read) -> Read:
+    def read_and_tell(begin: int, count: int) -> Block:
+        block = read(begin, count)
+        if len(block) == 0:
+            raise RecordingError(
+                f"{path}: ends within its last segment, after {begin} samples; the file is cut off, what is there has "
+                "been played"
+            )
+        return block
+
+    return read_and_tell
 
 
 def _refuse_missing(path: Path, stored: Any) -> None:
