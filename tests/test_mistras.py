@@ -2,6 +2,7 @@ import random
 import re
 import struct
 from dataclasses import replace
+from datetime import datetime, timedelta
 from fractions import Fraction
 
 import numpy as np
@@ -335,6 +336,7 @@ def continued(*records, dos_time=b"\x2a\x09\x51\x0e\xea\x07\x0e\x01"):
 
 
 def write_parts(folder, *numbers, text=START):
+    folder.mkdir(exist_ok=True)
     write(folder / "long.DTA", *head(1), waveform(1, burst(1)), record(8, bytes(8)))
     for number in numbers:
         write(
@@ -376,10 +378,21 @@ def test_a_missing_part_between_others_is_named(tmp_path):
         opened(path)
 
 
-def test_a_part_of_another_test_is_left_out_and_said_so(tmp_path, caplog):
-    path = write_parts(tmp_path, 2, text="Fri May 28 10:53:54 2021")
+def test_a_part_of_a_test_that_was_begun_again_follows_at_its_own_time(tmp_path):
+    later = datetime.strptime(START, "%a %b %d %H:%M:%S %Y") + timedelta(hours=3, seconds=5)
+    path = write_parts(tmp_path, 2, text=later.strftime("%a %b %d %H:%M:%S %Y"))
+    plain = hits_of(opened(write_parts(tmp_path / "plain", 2)))
+    first, second = hits_of(opened(path))
+    assert first.time_ns == plain[0].time_ns
+    assert second.time_ns - plain[1].time_ns == 10_805 * 10**9
+    assert second.first_sample - plain[1].first_sample == 10_805 * second.rate_hz
+
+
+@pytest.mark.parametrize("text", ["Fri May 28 10:53:54 1999", "yesterday"])
+def test_a_part_of_an_earlier_test_is_left_out_and_said_so(tmp_path, caplog, text):
+    path = write_parts(tmp_path, 2, text=text)
     assert len(hits_of(opened(path))) == 1
-    assert "long__2.DTA: is of a test begun Fri May 28 10:53:54 2021" in caplog.text
+    assert f"long__2.DTA: is of a test begun {text}" in caplog.text
 
 
 def test_parts_of_other_recordings_are_none_of_this_one(tmp_path):
@@ -420,7 +433,8 @@ def test_a_real_recording_equals_its_reference_decoding(real_data, name, gain_db
     _, expected = reference(real_data, f"{name}.npz")
     expected = expected[np.argsort(expected["SSSSSSSS.mmmuuun"], kind="stable")]
     hits = hits_of(opened(real_data / "mistras" / f"{name}.DTA"))
-    for frame, row in zip(hits, expected, strict=True):
+    assert len(hits) >= len(expected) > 0  # the references know of no second part
+    for frame, row in zip(hits, expected, strict=False):
         # NumPy cuts zero bytes off the end of its byte strings.
         volts = np.frombuffer(row["WAVEFORM"].ljust(8 * len(frame.samples), b"\0"))
         np.testing.assert_allclose(frame.samples * frame.volts_per_count * 10 ** (gain_db / 20), volts, rtol=1e-12)
@@ -482,10 +496,16 @@ def test_a_real_second_part_equals_another_readers_decoding(real_data, monkeypat
         assert frame.sensor.endswith(f"/ch{row['CH']}")
 
 
-def test_the_real_parts_are_of_two_tests_and_not_mixed(real_data, caplog):
-    source = opened(real_data / "mistras/260114-4ch-1para.DTA")
-    assert len(hits_of(source)) == 40
-    assert "260114-4ch-1para__2.DTA: is of a test begun Wed Jan 14 09:39:04 2026" in caplog.text
+def test_the_real_parts_are_one_recording_the_second_at_its_own_time(real_data):
+    hits = hits_of(opened(real_data / "mistras/260114-4ch-1para.DTA"))
+    alone = hits_of(opened(real_data / "mistras/260114-4ch-1para__2.DTA"))
+    assert (len(hits), len(alone)) == (40 + 243, 243)
+    assert [hit.time_ns for hit in hits] == sorted(hit.time_ns for hit in hits)
+    between_ns = hits[40].time_ns - alone[0].time_ns  # the tests were begun at 06:11 and at 09:39:04
+    assert 3.4 * 3600 < between_ns / 10**9 < 3.5 * 3600
+    for hit, other in zip(hits[40:], alone, strict=True):
+        np.testing.assert_array_equal(hit.samples, other.samples)
+        assert hit.time_ns - other.time_ns == between_ns
 
 
 def test_a_real_recording_cut_at_any_percent_gives_the_hits_before(real_data, tmp_path):

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -74,7 +75,7 @@ class _Damage(Exception):  # noqa: N818 - caught here, and turned into a Recordi
 
 
 class _OtherTest(Exception):  # noqa: N818 - no error of the file's
-    """A part is of another test; the text is when that began."""
+    """A part is of a test that began before the first part's, or nobody knows when; the text is what it says of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class _Take:
     rate_hz: Fraction
     delay: int
     volts_per_count: float
+    shift_ticks: int  #: from the first part's beginning to that of this part's own clock
 
 
 @dataclass(slots=True)
@@ -137,7 +139,7 @@ class _Setup:
                 channel, _, _, rate_khz, _, _, delay, full_scale_v, _ = DIGITISER.unpack_from(body, at)
                 self.digitisers[channel] = _Digitiser(sample_type, rate_khz, delay, full_scale_v)
 
-    def take(self, part: int, channel: int, offset: int) -> _Take:
+    def take(self, part: int, channel: int, offset: int, shift_ticks: int) -> _Take:
         """How a waveform of `channel` is to be understood now."""
         digitiser = self.digitisers.get(channel, self.digitisers.get(EVERY_CHANNEL))
         gain_db = self.gain_db.get(channel, self.gain_db.get(EVERY_CHANNEL))
@@ -153,7 +155,8 @@ class _Setup:
         # Full scale is behind all amplifiers; a frame counts in volts at the sensor.
         gain = 10 ** ((gain_db + before_db + self.unrecorded_db) / 20)
         volts_per_count = digitiser.full_scale_v / COUNTS_OF_FULL_SCALE / gain
-        return _Take(part, channel, Fraction(1000 * digitiser.rate_khz), digitiser.delay, volts_per_count)
+        rate_hz = Fraction(1000 * digitiser.rate_khz)
+        return _Take(part, channel, rate_hz, digitiser.delay, volts_per_count, shift_ticks)
 
 
 class _Contents:
@@ -167,6 +170,7 @@ class _Contents:
         self.samples = 0
         self.end_ns = 0
         self.test_start: str | None = None
+        self._shift_ticks = 0
         self._setup = _Setup()
         self._numbers: dict[_Take, int] = {}
 
@@ -180,6 +184,7 @@ class _Contents:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             found = len(self.offsets)
+            self._shift_ticks = 0
             takes: dict[int, int] = {}  # by channel, until a setting changes
             at = 0
             while at < size:
@@ -198,7 +203,7 @@ class _Contents:
                 elif kind == WAVEFORMS and (head := _waveform_head(file, at, length)) is not None:
                     ticks, channel, count, _ = head
                     if channel not in takes:
-                        takes[channel] = self._number(self._setup.take(part, channel, at))
+                        takes[channel] = self._number(self._setup.take(part, channel, at, self._shift_ticks))
                     self._add_waveform(at, ticks, count, takes[channel])
                 elif kind in SETTINGS:
                     file.seek(at + HEAD.size)
@@ -212,7 +217,14 @@ class _Contents:
         if part == 0:
             self.test_start = start
         elif self.test_start is not None and start != self.test_start:
-            raise _OtherTest(start)
+            # The test was stopped and begun again under one name: its clock then counts from the new beginning.
+            try:
+                later_s = (_test_time(start) - _test_time(self.test_start)).total_seconds()
+            except ValueError as error:
+                raise _OtherTest(start) from error
+            if later_s < 0:
+                raise _OtherTest(start)
+            self._shift_ticks = round(later_s) * TICKS_PER_S
 
     def _number(self, take: _Take) -> int:
         if take not in self._numbers:
@@ -222,7 +234,7 @@ class _Contents:
 
     def _add_waveform(self, offset: int, ticks: int, count: int, number: int) -> None:
         take = self.takes[number]
-        start_ns = _start_ns(ticks, take)
+        start_ns = _start_ns(ticks + take.shift_ticks, take)
         self.start_ns.append(start_ns)
         self.offsets.append(offset)
         self.take_of.append(number)
@@ -253,7 +265,7 @@ class MistrasRecording:
                 contents.add(part, part_path)
             except _OtherTest as other:
                 log.warning(
-                    "%s: is of a test begun %s, not of that begun %s in %s; left out here, play it by itself",
+                    "%s: is of a test begun %s, not behind that begun %s in %s; left out here, play it by itself",
                     part_path, other, contents.test_start, path.name,
                 )  # fmt: skip
             except _Damage as damage:
@@ -332,6 +344,7 @@ class MistrasRecording:
                 f"{path}: byte {offset}: no waveform any more; the file was changed while it was played"
             )
         ticks, channel, _, flags = head
+        ticks += take.shift_ticks
         samples = np.frombuffer(payload, dtype="<i2").astype(np.int16, copy=False)
         if samples.max() == COUNTS_OF_FULL_SCALE - 1 or samples.min() == -COUNTS_OF_FULL_SCALE:
             flags |= Flags.SATURATED
@@ -374,6 +387,11 @@ def _waveform_head(file: BinaryIO, at: int, length: int) -> tuple[int, int, int,
     kind, low, high, channel, _ = WAVEFORM_HEAD.unpack(head)
     flags = Flags.HIT | Flags.TEST_PULSE if kind == SELF_TEST_WAVEFORM else Flags.HIT
     return low | high << 32, channel, size // 2, flags
+
+
+def _test_time(text: str) -> datetime:
+    """As AEwin writes it: Wed Jan 14 09:39:04 2026, in the time zone of the machine."""
+    return datetime.strptime(text, "%a %b %d %H:%M:%S %Y")
 
 
 def _start_ns(ticks: int, take: _Take) -> int:
