@@ -262,7 +262,7 @@ def _tools_jar() -> Path:
     folder = kafka_jars.jar_dir()
     path = folder / TOOLS_JAR.name
     if not path.is_file():
-        kafka_jars.fetch(TOOLS_JAR, folder, lambda size: None)
+        kafka_jars.download_jar(TOOLS_JAR, folder, lambda size: None)
     return path
 
 

@@ -119,7 +119,7 @@ def _download(jars: list[Jar], missing: list[Jar], folder: Path, progress: Progr
     count(0)
     with ThreadPoolExecutor(_CONNECTIONS) as pool:
         # The largest first, so that none of them is left for last.
-        fetches = [pool.submit(fetch, jar, folder, count) for jar in sorted(missing, key=lambda jar: -jar.size)]
+        fetches = [pool.submit(download_jar, jar, folder, count) for jar in sorted(missing, key=lambda jar: -jar.size)]
         try:
             for fetch in fetches:
                 fetch.result()
@@ -128,7 +128,7 @@ def _download(jars: list[Jar], missing: list[Jar], folder: Path, progress: Progr
             raise
 
 
-def fetch(jar: Jar, folder: Path, count: Callable[[int], None]) -> None:
+def download_jar(jar: Jar, folder: Path, count: Callable[[int], None]) -> None:
     """Download one jar, look at its hash, and put it in place in one step."""
     import requests
     from jgo.maven import MavenContext, PythonResolver
