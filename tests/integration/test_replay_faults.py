@@ -282,7 +282,7 @@ async def arrivals(bootstrap: str, topic: str) -> AsyncIterator[ConsumerRecord]:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("away_s", [20, pytest.param(3_600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("away_s", [20, pytest.param(3_600, marks=pytest.mark.endurance)])
 async def test_what_32_sensors_sent_while_the_broker_was_away_arrives_once_and_in_order(
     kafka: str, unique: str, tmp_path: Path, away_s: int
 ) -> None:
