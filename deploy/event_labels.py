@@ -8,14 +8,13 @@ channel, each by itself). It tells everything that happens there: a table with a
 from __future__ import annotations
 
 import csv
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.replay_report import Event
-from model.data.manifest import MAX_CHANNEL, read_manifest
+from model.data.manifest import MAX_CHANNEL, read_manifest, read_seconds
 
 SIDECAR_ENDING = ".labels.csv"
 COLUMNS = ("start", "end", "label", "channel")
@@ -163,23 +162,11 @@ def _label(values: Mapping[str, str]) -> Label:
     label = values["label"]
     if not label or len(label) > LONGEST_LABEL or not label.isprintable():
         raise ValueError(f"label {label[:40]!r} is no name of a class; write a word like knock")
-    start_s = _seconds(values.get("start", ""), "start")
-    end_s = _seconds(values.get("end", ""), "end")
+    start_s = read_seconds(values.get("start", ""), "start")
+    end_s = read_seconds(values.get("end", ""), "end")
     if end_s is not None and end_s < (start_s or 0.0):
         raise ValueError(f"end {values['end']} is before start {values.get('start') or 0}; swap them")
     return Label(label, start_s or 0.0, end_s, _channel(values.get("channel", "")))
-
-
-def _seconds(text: str, name: str) -> float | None:
-    if not text:
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"{name} {text!r} is no number of seconds from 0 up; write it as 12.5, or leave it empty")
-    return seconds
 
 
 def _channel(text: str) -> int | None:

@@ -405,7 +405,21 @@ def _clip(path: Path, row: _Row, part: str, exists: dict[str, str], trouble: _Tr
 
 
 def _seconds(values: dict[str, str], name: str, wrong: list[str]) -> float | None:
-    text = values.get(name, "")
+    try:
+        return read_seconds(values.get(name, ""), name)
+    except ValueError as error:
+        wrong.append(str(error))
+        return None
+
+
+def read_seconds(text: str, name: str) -> float | None:
+    """Seconds as a table of a data set or of labels has them in its column `name`; None where it says nothing.
+
+    Raises
+    ------
+    ValueError
+        If they are no number from 0 up.
+    """
     if not text:
         return None
     try:
@@ -413,8 +427,7 @@ def _seconds(values: dict[str, str], name: str, wrong: list[str]) -> float | Non
     except ValueError:
         seconds = math.nan
     if not 0 <= seconds < math.inf:
-        wrong.append(f"{name} {text!r} is no number of seconds from 0 up; write it as 12.5, or leave it empty")
-        return None
+        raise ValueError(f"{name} {text!r} is no number of seconds from 0 up; write it as 12.5, or leave it empty")
     return seconds
 
 
