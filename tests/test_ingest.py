@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import threading
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from fractions import Fraction
@@ -197,28 +199,30 @@ async def test_a_sink_that_fails_ends_it_all(tmp_path: Path) -> None:
     assert caught.value.subgroup(lambda error: str(error) == "no way out")
 
 
+async def watch(path: Path, sink: Collected, until: int) -> None:
+    """Run what `path` says until so many files are noted, and a little longer."""
+    running = asyncio.create_task(Ingest(read_sensors_file(path), sink, pauses=QUICK).run())
+    async with asyncio.timeout(10):
+        while sink.flushed < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
 async def test_a_recording_that_appears_in_a_folder_is_published_once(tmp_path: Path) -> None:
     folder = tmp_path / "drop"
     folder.mkdir()
     table = f'[source.f]\nkind = "folder"\npath = "{folder}"\nsettled_s = 0.05\npoll_s = 0.02\n'
     path = file(tmp_path, table, '[[sensor]]\nid = "a"\nsource = "f"\nchannel = 1')
 
-    async def watch(sink: Collected, until: int) -> None:
-        running = asyncio.create_task(Ingest(read_sensors_file(path), sink, pauses=QUICK).run())
-        async with asyncio.timeout(10):
-            while sink.flushed < until:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.1)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-
     samples = np.arange(2_000, dtype=np.int16).reshape(-1, 2)
     soundfile.write(folder / "one.wav", samples, 1_000, subtype="PCM_16")
     (folder / "broken.wav").write_bytes(b"RIFF")
     (folder / "notes.txt").write_text("none of this")
     first = Collected()
-    await watch(first, 2)
+    await watch(path, first, 2)
     frames = first.frames["a"]
     assert np.array_equal(np.concatenate([frame.samples for frame in frames]), samples[:, 1])
     changed_ns = (folder / "one.wav").stat().st_mtime_ns
@@ -227,6 +231,47 @@ async def test_a_recording_that_appears_in_a_folder_is_published_once(tmp_path: 
 
     soundfile.write(folder / "two.wav", samples, 1_000, subtype="PCM_16")
     second = Collected()
-    await watch(second, 1)
+    await watch(path, second, 1)
     assert len({frame.epoch_ns for frame in second.frames["a"]}) == 1
     assert sum(len(frame.samples) for frame in second.frames["a"]) == 1_000
+
+
+async def test_files_copied_into_a_folder_together_are_epochs_one_after_another(tmp_path: Path) -> None:
+    folder = tmp_path / "drop"
+    folder.mkdir()
+    table = f'[source.f]\nkind = "folder"\npath = "{folder}"\nsettled_s = 0.05\npoll_s = 0.02\n'
+    path = file(tmp_path, table, '[[sensor]]\nid = "a"\nsource = "f"')
+    copied_ns = time.time_ns() - 60 * 10**9
+    for number, seconds in enumerate((1, 5, 2)):
+        soundfile.write(folder / f"{number}.wav", np.full(1_000 * seconds, number, np.int16), 1_000, subtype="PCM_16")
+        os.utime(folder / f"{number}.wav", ns=(copied_ns, copied_ns + number))
+    first = Collected()
+    await watch(path, first, 3)
+    begins = [frame.epoch_ns for frame in first.frames["a"]]
+    assert begins == sorted(begins)
+    assert len(set(begins)) == 3
+
+    soundfile.write(folder / "long.wav", np.zeros(90_000, np.int16), 1_000, subtype="PCM_16")
+    after = Collected()  # also where another process published those before
+    await watch(path, after, 1)
+    assert {frame.epoch_ns for frame in after.frames["a"]} == {begins[-1] + 1}
+
+
+async def test_a_damaged_file_in_a_folder_is_ended_where_it_fails(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "drop"
+    folder.mkdir()
+    table = f'[source.f]\nkind = "folder"\npath = "{folder}"\nsettled_s = 0.05\npoll_s = 0.02\n'
+    path = file(tmp_path, table, '[[sensor]]\nid = "a"\nsource = "f"')
+    soundfile.write(folder / "cut.flac", np.random.default_rng(1).normal(0, 0.1, 100_000), 1_000, subtype="PCM_16")
+    whole = (folder / "cut.flac").read_bytes()
+    (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    sink = Collected()
+    await watch(path, sink, 1)
+    *played, last = sink.frames["a"]
+    assert sum(len(frame.samples) for frame in played) > 10_000
+    assert last.flags == Flags.END
+    assert last.first_sample == played[-1].end_sample
+    assert caplog.text.count("cut.flac") == 1
+    assert "the folder's other files go on" in caplog.text

@@ -14,8 +14,9 @@ from pydantic import Field
 
 from producers.live.recording_file import opened, played
 from producers.live.source import Milestone, SourceError, SourceSettings
+from producers.replay_track import ending
 from producers.sources.formats import RECORDING_SUFFIXES
-from stream.records import NS_PER_S, Frame
+from stream.records import NS_PER_S, Flags, Frame
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ class Folder:
     """Every file is an epoch of its own. It began when the file was last changed, less its length.
 
     That makes the same identities again where a file is published twice, because the process died in between: nothing
-    is counted twice. A file that cannot be read is reported and left out; the others go on.
+    is counted twice. Files that were copied here together seem to overlap: then an epoch begins just after that of
+    the file before, as frames of an epoch older than the last one would be turned away. A file that cannot be read, or
+    not to its end, is reported; the others go on.
     """
 
     Settings: ClassVar[type[SourceSettings]] = FolderSettings
@@ -48,6 +51,7 @@ class Folder:
         self._settings = settings
         self._ledger = settings.ledger or settings.path / LEDGER
         self._done: set[tuple[str, int, int]] = set()
+        self._epoch_ns = 0  # of the last file
 
     def frames(self, sensors: Mapping[int, str]) -> Iterator[Frame | Milestone]:
         """Of one whole file after another, oldest first, as fast as they are taken."""
@@ -60,18 +64,24 @@ class Folder:
         while True:
             for path in self._whole():
                 identity = _identity(path, settings.path)
-                try:
-                    yield from self._recording(path, sensors)
-                except SourceError as error:
-                    log.error("%s left out: %s", path, error)
+                yield from self._recording(path, sensors)
                 self._done.add(identity)
-                yield Milestone(partial(self._note, identity))
+                yield Milestone(partial(self._note, identity, self._epoch_ns))
             time.sleep(settings.poll_s)
 
     def _recording(self, path: Path, sensors: Mapping[int, str]) -> Iterator[Frame]:
-        source = opened(path, self._settings.full_scale_v, self._settings.rate_hz)
-        length_ns = round((source.duration_s or 0.0) * NS_PER_S)
-        yield from played(source, sensors, max(0, path.stat().st_mtime_ns - length_ns))
+        begun: dict[str, Frame] = {}
+        try:
+            source = opened(path, self._settings.full_scale_v, self._settings.rate_hz)
+            length_ns = round((source.duration_s or 0.0) * NS_PER_S)
+            self._epoch_ns = max(path.stat().st_mtime_ns - length_ns, self._epoch_ns + 1)
+            for frame in played(source, sensors, self._epoch_ns):
+                begun[frame.sensor] = frame
+                yield frame
+        except (SourceError, OSError) as error:
+            log.error("%s: %s; the folder's other files go on", path, str(error).removeprefix(f"{path}: "))
+            # Without an END, all that is behind the last frame would wait for the rest of this file.
+            yield from (ending(last) for last in begun.values() if Flags.END not in last.flags)
 
     def _files(self) -> list[Path]:
         return [
@@ -99,15 +109,16 @@ class Folder:
             return
         for line in self._ledger.read_text(encoding="utf-8").splitlines():
             try:
-                name, size, changed_ns = json.loads(line)
-            except ValueError:  # the last line of a process that was killed
+                name, size, changed_ns, *epoch_ns = json.loads(line)
+                self._epoch_ns = max(self._epoch_ns, *map(int, epoch_ns), 0)
+            except (ValueError, TypeError):  # the last line of a process that was killed
                 continue
             self._done.add((name, size, changed_ns))
 
-    def _note(self, identity: tuple[str, int, int]) -> None:
+    def _note(self, identity: tuple[str, int, int], epoch_ns: int) -> None:
         try:
             with self._ledger.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(identity) + "\n")
+                file.write(json.dumps((*identity, epoch_ns)) + "\n")
         except OSError as error:
             raise SourceError(
                 f"{self._ledger}: cannot be written: {error.strerror}; name another place with `ledger`"
