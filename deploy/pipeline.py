@@ -76,7 +76,9 @@ async def run_worker(settings: Settings, bundle: str | None = None) -> None:
     board = ModelBoard(url, prefix)
     model, answer = starting_model((await await_orders(board)).live, own, loader)
     await await_topics(settings.kafka)
-    store = AlertStore(url, prefix, keep_alerts=settings.redis.keep_alerts)
+    store = AlertStore(
+        url, prefix, keep_alerts=settings.redis.keep_alerts, late_after_s=settings.worker.late_after_s
+    )
     shadow = Shadow(client_options=settings.kafka.client_options(), topic=settings.kafka.shadow_predictions_topic)
     worker = Worker(
         model=model,

@@ -22,6 +22,8 @@ CONFIG_VARIABLE = "AEWATCH_CONFIG"
 CONFIG_NAME = "aewatch.toml"
 ENV_PREFIX = "AEWATCH_"
 PORTS_FILE = "ports.json"
+LISTEN = "host:port of /healthz, /readyz and /metrics; port 0: any free one, which is logged; empty: no pages"
+STALL_LIMIT = "an event loop that stands still for longer hangs: the process ends, to be started again, s"
 
 
 class Section(BaseModel):
@@ -106,6 +108,8 @@ class WindowAgentSettings(Section):
     max_message_bytes: int = Field(16 * 2**20, ge=1024, description="a larger frames message is dead-lettered")
     hold_s: float = Field(600.0, gt=0, description="how long a sensor that stopped mid-window may hold the commit, s")
     hold_bytes: int = Field(512 * 2**20, ge=2**20, description="how much it may make a restart read again, bytes")
+    listen: str = Field("", description=LISTEN)
+    stall_limit_s: float = Field(30.0, ge=1, description=STALL_LIMIT)
 
 
 class WorkerSettings(Section):
@@ -115,6 +119,12 @@ class WorkerSettings(Section):
     batch_windows: int = Field(32, ge=1, le=4096, description="windows in one batch, at most")
     batch_delay_ms: float = Field(10.0, ge=0, le=10_000, description="how long the first window of a batch waits, ms")
     feature_threshold_db_ae: float = Field(40.0, description="threshold of the hit features, dB above 1 µV")
+    late_after_s: float = Field(10.0, gt=0, description="a live alert published later than this says by how much, s")
+    listen: str = Field("", description=LISTEN)
+    stall_limit_s: float = Field(30.0, ge=1, description=STALL_LIMIT)
+    inference_limit_s: float = Field(
+        60.0, ge=1, description="a batch on which the model takes longer hangs: the worker ends, to be started again, s"
+    )
 
 
 class StackSettings(Section):

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from redis.exceptions import (
-    AuthenticationError,
-    AuthorizationError,
-    BusyLoadingError,
-    NoPermissionError,
-    ReadOnlyError,
-    ResponseError,
-)
+from redis.exceptions import BusyLoadingError, NoPermissionError, ReadOnlyError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from stream.alarm_state import SensorState, decode_state, encode_state
-from stream.alerts import Alert, Transition, encode_alert
+from stream.alerts import Alert, Transition, encode_alert, with_delay
+from stream.hidden_secrets import without_password
 from stream.predictions import Prediction
-from stream.redis_connection import connect, without_password
+from stream.redis_connection import connect, is_refusal
 from stream.sensor_summary import summary_fields
 
 log = logging.getLogger("aewatch.alert_store")
@@ -158,6 +153,8 @@ class AlertStore:
         For connecting and for each answer, s.
     retry_s
         How long an unreachable server is tried again before an error is raised, s.
+    late_after_s
+        A live alert that is published later than this after its event time says so (`Alert.delay_s`), s; None: never.
     """
 
     def __init__(
@@ -168,6 +165,7 @@ class AlertStore:
         keep_alerts: int = 1_000_000,
         timeout_s: float = 5.0,
         retry_s: float = 10.0,
+        late_after_s: float | None = None,
     ) -> None:
         if keep_alerts < 0:
             raise ValueError(f"keep_alerts is {keep_alerts}; wanted is a number of alerts, or 0 to keep all")
@@ -176,8 +174,10 @@ class AlertStore:
         self._redis: Any = connect(url, timeout_s)  # redis-py types its answers as unions of everything
         self._keep_alerts = keep_alerts
         self._retry_s = retry_s
+        self._late_after_s = late_after_s
         self._source = files("stream").joinpath("alert_store.lua").read_text(encoding="utf-8")
         self._function_checked = False
+        self.trouble = ""  #: why the server does not do what it is asked now; empty while it does
 
     async def __aenter__(self) -> AlertStore:
         return self
@@ -248,7 +248,10 @@ class AlertStore:
         last = state.latest
         summary = [part for pair in summary_fields(state, change.latest).items() for part in pair]
         alerts: list[Any] = []
-        for alert in change.alerts:
+        for decided in change.alerts:
+            alert = decided
+            if self._late_after_s is not None:
+                alert = with_delay(decided, time.time_ns(), self._late_after_s)
             effect = EFFECTS[alert.transition]
             alerts += [encode_alert(alert), effect, alert.episode, alert.condition, alert.transition, alert.priority]
         return (
@@ -297,8 +300,9 @@ class AlertStore:
                         again.append(number)
                 waiting = again
             if failure is None:
+                self.trouble = ""
                 return replies
-            what = str(failure) or type(failure).__name__
+            what = self.trouble = str(failure) or type(failure).__name__
             if asyncio.get_running_loop().time() >= deadline:
                 place = without_password(self._url)
                 raise StoreUnavailable(f"{place}: gave up after {self._retry_s:g} s: {what}") from failure
@@ -332,8 +336,8 @@ class AlertStore:
 
 
 def is_transient(answer: object) -> bool:
-    """Whether waiting may help; a wrong password is a connection error too, and waiting does not help it."""
-    return isinstance(answer, TRANSIENT) and not isinstance(answer, AuthenticationError | AuthorizationError)
+    """Whether waiting may help; a wrong password or certificate is a connection error too, and waiting does not help."""
+    return isinstance(answer, TRANSIENT) and not is_refusal(answer)
 
 
 def _lacks_function(answer: object) -> bool:

@@ -8,6 +8,9 @@ import msgspec
 
 from stream.predictions import HitFeatures
 
+#: 2000-01-01. Event times before are those of a recording that says no time, or of a device without a clock.
+CLOCKS_ARE_SET_NS = 946_684_800 * 10**9
+
 
 class Transition(StrEnum):
     """What happened to the episode."""
@@ -54,6 +57,9 @@ class Alert(msgspec.Struct, frozen=True, omit_defaults=True):
     features: HitFeatures | None = None  #: of that window
     run: str = ""  #: name of the replay it belongs to; absent for live data
     late: bool = False  #: the samples came through the spool
+    #: How long after `time_ns` it was published, s, where that is long; the one field that depends on when things were
+    #: done, so it is 0 in replays and wherever alerts are only computed
+    delay_s: float = 0.0
     lost_s: float = 0.0  #: event time without a window, s (`sensor.gap`, `sensor.silent`)
     until_ns: int = 0  #: event time at which a shelf ends, ns UTC (`shelved`)
     by: str = ""  #: who acknowledged or shelved
@@ -64,6 +70,22 @@ def run_of(sensor: str) -> str:
     """Name of the replay that a sensor id `replay/<run>/…` belongs to; empty for a live sensor."""
     parts = sensor.split("/", 2)
     return parts[1] if len(parts) == 3 and parts[0] == "replay" else ""
+
+
+def with_delay(alert: Alert, published_ns: int, late_after_s: float) -> Alert:
+    """The alert as it is published at this wall-clock time: a live one that comes late says by how much.
+
+    Parameters
+    ----------
+    published_ns
+        Now, ns UTC.
+    late_after_s
+        A shorter delay is not told, s.
+    """
+    if alert.run or alert.time_ns < CLOCKS_ARE_SET_NS:
+        return alert
+    delay_s = (published_ns - alert.time_ns) / 1e9
+    return msgspec.structs.replace(alert, delay_s=round(delay_s, 1)) if delay_s > late_after_s else alert
 
 
 _encoder = msgspec.json.Encoder()

@@ -250,8 +250,22 @@ def print_alert(alert: Alert, cursor: str | None, as_json: bool) -> None:
     parts.append(alert.id)
     parts += [f"by {alert.by}"] if alert.by else []
     parts += [f'"{alert.note}"'] if alert.note else []
-    parts += ["late"] if alert.late else []
+    if alert.delay_s:
+        parts.append(f"late by {span(alert.delay_s)}")
+    elif alert.late:
+        parts.append("late")
     click.echo("  ".join(part for part in parts if part))
+
+
+def span(seconds: float) -> str:
+    """A time in its two largest units: `2 h 13 min`."""
+    left = round(seconds)
+    parts = []
+    for unit, size_s in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size_s)
+        if count or parts:
+            parts.append((count, unit))
+    return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count) or "0 s"
 
 
 def event_time(time_ns: int) -> str:

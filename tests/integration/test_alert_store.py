@@ -568,3 +568,32 @@ def test_equal_states_are_equal_bytes() -> None:
     for prediction in knock_episode():
         run([prediction], RULES, other)
     assert encode_state(one) == encode_state(other)
+
+
+class TestALateAlert:
+    async def test_says_so_in_the_stream_among_the_open_ones_and_to_who_only_listens(
+        self, redis_url: str, redis: Any, prefix: str
+    ) -> None:
+        listener = redis.pubsub(ignore_subscribe_messages=True)
+        await listener.subscribe(f"{prefix}:alerts")
+        await listener.get_message(timeout=5)
+        async with AlertStore(redis_url, prefix, late_after_s=10.0) as store:
+            await raised(store)
+        [in_stream] = await stream_of(redis, prefix)
+        [is_open] = [decode_alert(text) for text in await redis.hvals(f"{prefix}:active")]
+        message = await listener.get_message(timeout=5)
+        await listener.aclose()
+        assert in_stream == is_open == decode_alert(message["data"])
+        assert in_stream.delay_s > 86400, "the windows of this test are years old"
+
+    async def test_is_published_once_though_its_answer_was_lost(self, redis_url: str, redis: Any, prefix: str) -> None:
+        async with (
+            cable_to(redis_url) as cable,
+            AlertStore(cable.url(), prefix, retry_s=5.0, late_after_s=10.0) as store,
+        ):
+            [new] = (await store.load([SENSOR])).values()
+            cable.swallow_answer_to(b"FCALL")
+            [result] = await store.apply([change_of(new, window(0, knock=0.9), window(1, knock=0.9))])
+        assert cable.swallowed == 1
+        assert result.applied
+        assert len(await stream_of(redis, prefix)) == 1
