@@ -9,6 +9,9 @@ import time
 
 MAX_REMEMBERED = 1000
 
+#: Loggers of this project; all others are libraries'.
+OWN = ("aewatch", "producers", "stream", "model", "deploy")
+
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -64,7 +67,7 @@ class Damper(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether to let it pass; the first one after a silence says how many were left out."""
-        if record.name.partition(".")[0] == "aewatch":
+        if record.name.partition(".")[0] in OWN:
             return True
         what = (record.name, record.msg)
         begun, count = self._said.get(what, (record.created, 0))
@@ -87,4 +90,5 @@ def configure(level: str, style: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
-    logging.getLogger("aewatch").setLevel(level)
+    for name in OWN:
+        logging.getLogger(name).setLevel(level)

@@ -9,12 +9,12 @@ from deploy import logs
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
-    root, own = logging.getLogger(), logging.getLogger("aewatch")
-    handlers, levels = root.handlers[:], (root.level, own.level)
+    loggers = [logging.getLogger(name) for name in (None, *logs.OWN)]
+    handlers, levels = loggers[0].handlers[:], [logger.level for logger in loggers]
     yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    own.setLevel(levels[1])
+    loggers[0].handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 Captured = pytest.CaptureFixture[str]
@@ -46,6 +46,14 @@ def test_libraries_are_heard_from_warnings_on(capsys: Captured) -> None:
     heard = capsys.readouterr().err
     assert "chatter" not in heard
     assert "trouble" in heard
+
+
+@pytest.mark.parametrize("module", ["producers.ingest", "stream.worker", "model.engine", "deploy.topics"])
+def test_each_of_our_modules_is_heard_as_often_as_it_speaks(capsys: Captured, module: str) -> None:
+    logs.configure("INFO", "text")
+    for number in range(10):
+        logging.getLogger(module).info("source %d: ended", number)
+    assert capsys.readouterr().err.count("ended") == 10
 
 
 def test_a_library_that_repeats_itself_is_damped_and_we_are_not(capsys: Captured) -> None:
