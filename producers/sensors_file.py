@@ -9,10 +9,11 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from producers.live.registry import source_class
 from producers.live.source import LiveSource, SourceError, SourceSettings
@@ -39,6 +40,18 @@ class SensorTable(_Table):
     full_scale_v: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None  #: what 32,768 counts, or 1.0, are
     metadata: dict[str, str | int | float | bool] = {}  #: for people: machine, position, calibration date
 
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _plain_values(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        plain = {name: str(value) if isinstance(value, date | time) else value for name, value in values.items()}
+        if wrong := [
+            f"{name} = {value!r}" for name, value in plain.items() if not isinstance(value, str | int | float)
+        ]:
+            raise ValueError(f"has {', '.join(wrong)}; texts, numbers, dates, true and false are allowed")
+        return plain
+
 
 class SpoolTable(_Table):
     """Where frames wait while the broker is away."""
@@ -56,6 +69,14 @@ class ProducerTable(_Table):
     frame_ms: Annotated[float, Field(gt=0, le=10_000)] = 50.0
     listen: str = "127.0.0.1:9464"  #: address of /metrics, /sensors and /healthz; "" is none
     flat_s: Annotated[float, Field(gt=0)] = 5.0  #: a sensor whose samples do not change for so long is flat
+
+    @field_validator("listen")
+    @classmethod
+    def _host_and_port(cls, listen: str) -> str:
+        port = listen.rpartition(":")[2]
+        if listen and not (":" in listen and port.isascii() and port.isdigit() and int(port) < 65_536):
+            raise ValueError('should be host:port, such as "127.0.0.1:9464", or "" for no pages')
+        return listen
 
 
 class _File(_Table):
@@ -110,7 +131,8 @@ def read_sensors_file(path: Path) -> SensorsFile:
         file = _File.model_validate(values)
     except ValidationError as error:
         mistakes += _told(error, values, "")
-        file = _File(source=_tables(values), sensor=list(_sound_sensors(values)))
+        file = _File(source=_tables(values))
+    outlines = list(_outlines(values))
     plans: list[SourcePlan] = []
     for name, table in file.source.items():
         sensors = tuple(sensor for sensor in file.sensor if sensor.source == name)
@@ -120,9 +142,10 @@ def read_sensors_file(path: Path) -> SensorsFile:
             mistakes += _told(error, table, f"source.{name}.")
         except SourceError as error:
             mistakes.append(f"source.{name}: {error}")
-        if not sensors:
+        if name not in {outline.source for outline in outlines}:
             mistakes.append(f"source.{name}: no sensor is on it; add a [[sensor]] or leave it out")
-    mistakes += _of_sensors(file.sensor, file.source.keys(), {plan.name: plan for plan in plans})
+    mistakes += _claimed_twice(plans)
+    mistakes += _of_sensors(outlines, file.source.keys(), {plan.name: plan for plan in plans})
     if not values.get("sensor"):
         mistakes.append("there is no [[sensor]]")
     if mistakes:
@@ -140,28 +163,72 @@ def _plan(name: str, table: dict[str, Any], sensors: tuple[SensorTable, ...]) ->
     return SourcePlan(name, kind, made, made.Settings.model_validate(options), sensors)
 
 
-def _of_sensors(sensors: list[SensorTable], sources: Any, plans: dict[str, SourcePlan]) -> Iterator[str]:
-    for sensor_id, times in Counter(sensor.id for sensor in sensors).items():
+@dataclass(frozen=True, slots=True)
+class _Outline:
+    """What can be told of a sensor, though some of its table may be wrong; None is what cannot."""
+
+    id: str | None
+    source: str | None
+    channel: int | None
+    scales: int  #: how many are given; one says it all
+
+    @property
+    def where(self) -> str:
+        return f"sensor {self.id!r}"
+
+
+def _outlines(values: dict[str, Any]) -> Iterator[_Outline]:
+    tables = values.get("sensor")
+    for table in tables if isinstance(tables, list) else []:
+        if isinstance(table, dict):
+            name, source, channel = table.get("id"), table.get("source"), table.get("channel", 0)
+            yield _Outline(
+                name if isinstance(name, str) else None,
+                source if isinstance(source, str) else None,
+                channel if isinstance(channel, int) and not isinstance(channel, bool) and channel >= 0 else None,
+                ("volts_per_count" in table) + ("full_scale_v" in table),
+            )
+
+
+def _claimed_twice(plans: list[SourcePlan]) -> Iterator[str]:
+    owners: dict[str, str] = {}
+    for plan in plans:
+        if (claim := plan.settings.claim()) is None:
+            continue
+        if claim in owners:
+            yield f"source.{plan.name}: takes {claim}, as source.{owners[claim]} does; one of them would get it"
+        owners.setdefault(claim, plan.name)
+
+
+def _of_sensors(sensors: list[_Outline], sources: Any, plans: dict[str, SourcePlan]) -> Iterator[str]:
+    for sensor_id, times in Counter(sensor.id for sensor in sensors if sensor.id is not None).items():
         if times > 1:
             yield f"sensor {sensor_id!r}: {times} sensors have this id"
-    for (source, channel), times in Counter((sensor.source, sensor.channel) for sensor in sensors).items():
+    places = [(sensor.source, sensor.channel) for sensor in sensors if sensor.source in sources]
+    for (source, channel), times in Counter(place for place in places if place[1] is not None).items():
         if times > 1:
             yield f"source.{source}: {times} sensors are on channel {channel}"
     for sensor in sensors:
-        where = f"sensor {sensor.id!r}"
+        yield from _of_sensor(sensor, sources, plans)
+
+
+def _of_sensor(sensor: _Outline, sources: Any, plans: dict[str, SourcePlan]) -> Iterator[str]:
+    if sensor.id is not None:
         try:
+            if not sensor.id:
+                raise BadRecord("sensor-id", "it is empty")
             decode_sensor(sensor.id.encode("utf-8", "surrogateescape"))
         except BadRecord as error:
-            yield f"{where}: is no sensor id: {error.detail}"
+            yield f"{sensor.where}: is no sensor id: {error.detail}"
         if sensor.id.startswith(RESERVED):
-            yield f"{where}: ids that begin with {RESERVED} belong to replays"
-        if sensor.source not in sources:
-            yield f"{where}: there is no [source.{sensor.source}]; there are {', '.join(sources) or 'none'}"
-        if sensor.volts_per_count is not None and sensor.full_scale_v is not None:
-            yield f"{where}: has volts_per_count and full_scale_v; one of them says it all"
-        channels = getattr(plans[sensor.source].settings, "channels", None) if sensor.source in plans else None
-        if isinstance(channels, int) and sensor.channel >= channels:
-            yield f"{where}: channel {sensor.channel}, but source.{sensor.source} has {channels} (the first is 0)"
+            yield f"{sensor.where}: ids that begin with {RESERVED} belong to replays"
+    if sensor.source is not None and sensor.source not in sources:
+        yield f"{sensor.where}: there is no [source.{sensor.source}]; there are {', '.join(sources) or 'none'}"
+    if sensor.scales > 1:
+        yield f"{sensor.where}: has volts_per_count and full_scale_v; one of them says it all"
+    channels = getattr(plans[sensor.source].settings, "channels", None) if sensor.source in plans else None
+    if isinstance(channels, int) and sensor.channel is not None and sensor.channel >= channels:
+        yield f"{sensor.where}: channel {sensor.channel}, but source.{sensor.source} has {channels} (the first is 0)"
 
 
 def _told(error: ValidationError, values: Any, prefix: str) -> Iterator[str]:
@@ -172,9 +239,13 @@ def _told(error: ValidationError, values: Any, prefix: str) -> Iterator[str]:
             number, rest = mistake["loc"][1] + 1, ".".join(map(str, mistake["loc"][2:]))
             named = sensor.get("id") if isinstance(sensor, dict) else None
             place = f"sensor {named!r}: {rest}" if named else f"sensor number {number}: {rest}"
-        given = "" if mistake["type"] in ("missing", "extra_forbidden") else f", not {mistake['input']!r}"
-        told = {"missing": "is missing", "extra_forbidden": "there is no such setting"}
-        yield f"{place}: {told.get(mistake['type'], mistake['msg'])}{given}"
+        told = {"missing": "is missing", "extra_forbidden": "there is no such setting"}.get(mistake["type"])
+        yield f"{place}: {told}" if told else f"{place}: {_reason(mistake)}"
+
+
+def _reason(mistake: Any) -> str:
+    text = str(mistake["msg"]).removeprefix("Value error, ")
+    return text if mistake["loc"][-1:] == ("metadata",) else f"{text}, not {mistake['input']!r}"
 
 
 def _tables(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -183,12 +254,3 @@ def _tables(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return (
         {name: table for name, table in tables.items() if isinstance(table, dict)} if isinstance(tables, dict) else {}
     )
-
-
-def _sound_sensors(values: dict[str, Any]) -> Iterator[SensorTable]:
-    tables = values.get("sensor")
-    for table in tables if isinstance(tables, list) else []:
-        try:
-            yield SensorTable.model_validate(table)
-        except ValidationError:
-            continue

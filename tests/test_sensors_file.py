@@ -144,6 +144,54 @@ def test_what_is_no_file_of_sensors_is_told(tmp_path: Path, text: str, told: str
     assert told in str(caught.value)
 
 
+def mistakes_of(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(SensorsFileError) as caught:
+        read_sensors_file(write(tmp_path, text))
+    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+
+def test_a_sensor_with_one_mistake_is_looked_at_for_others_and_is_on_its_source(tmp_path: Path) -> None:
+    text = "[source.s]\nkind = 'simulator'\n[[sensor]]\nid = 'replay/a'\nsource = 's'\nchannel = -1\n"
+    assert mistakes_of(tmp_path, text) == [
+        "sensor 'replay/a': channel: Input should be greater than or equal to 0, not -1",
+        "sensor 'replay/a': ids that begin with replay/ belong to replays",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "claim"),
+    [
+        ("kind = 'pcm-stdin'\nrate_hz = 8000", "standard input"),
+        ("kind = 'pcm-udp'\nrate_hz = 8000\nport = 9000", "UDP port 127.0.0.1:9000"),
+        ("kind = 'folder'\npath = '/data'", "/data/.aewatch-published.jsonl"),
+        ("kind = 'tradb'\npath = '/data/run.tradb'", "/data/.run.tradb.aewatch.json"),
+        ("kind = 'linwave'\naddress = '10.0.0.7'", "linWave 10.0.0.7"),
+        ("kind = 'spotwave'\nport = '/dev/ttyACM0'", "port /dev/ttyACM0"),
+    ],
+)
+def test_what_only_one_source_can_have_is_not_given_to_two(tmp_path: Path, table: str, claim: str) -> None:
+    sensors = "".join(f"[[sensor]]\nid = '{name}'\nsource = '{name}'\n" for name in "ab")
+    (told,) = mistakes_of(tmp_path, f"[source.a]\n{table}\n[source.b]\n{table}\n{sensors}")
+    assert told.startswith("source.b: takes ")
+    assert claim in told
+    assert "as source.a does" in told
+
+
+def test_metadata_may_be_dates_and_what_it_may_not_be_is_told_once(tmp_path: Path) -> None:
+    text = "[source.s]\nkind = 'simulator'\n[[sensor]]\nid = 'a'\nsource = 's'\nmetadata = { calibrated = %s }"
+    (plan,) = read_sensors_file(write(tmp_path, text % "2026-05-11")).sources
+    assert plan.sensors[0].metadata == {"calibrated": "2026-05-11"}
+    assert mistakes_of(tmp_path, text % "[1, 2]") == [
+        "sensor 'a': metadata: has calibrated = [1, 2]; texts, numbers, dates, true and false are allowed"
+    ]
+
+
+@pytest.mark.parametrize("listen", ["9464", "localhost", "127.0.0.1:99999", "127.0.0.1:http"])
+def test_an_address_that_cannot_be_one_is_told_before_anything_starts(tmp_path: Path, listen: str) -> None:
+    (told,) = mistakes_of(tmp_path, f"producer = {{ listen = '{listen}' }}\n" + SOUND.partition("20.0\n")[2])
+    assert told.startswith("producer.listen: should be host:port")
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SensorsFileError, match=r"sensors\.toml: cannot be read"):
         read_sensors_file(tmp_path / "sensors.toml")

@@ -35,6 +35,14 @@ class FolderSettings(SourceSettings):
     rate_hz: Annotated[float, Field(ge=1)] | None = None  #: of files that do not say
     ledger: Path | None = None  #: list of what was published; None: a hidden file in the folder
 
+    def noted_in(self) -> Path:
+        """The list of what was published."""
+        return self.ledger or self.path / LEDGER
+
+    def claim(self) -> str:
+        """That list: with it shared, each would leave out what the other published."""
+        return f"{self.noted_in()}, the list of what was published,"
+
 
 class Folder:
     """Every file is an epoch of its own. It began when the file was last changed, less its length.
@@ -49,7 +57,7 @@ class Folder:
 
     def __init__(self, settings: FolderSettings) -> None:
         self._settings = settings
-        self._ledger = settings.ledger or settings.path / LEDGER
+        self._ledger = settings.noted_in()
         self._done: set[tuple[str, int, int]] = set()
         self._epoch_ns = 0  # of the last file
 

@@ -38,6 +38,14 @@ class PcmSettings(SourceSettings):
     sample_type: Literal["int16", "int16_be", "int32", "float32", "float64", "uint8"] = "int16"
 
 
+class StdinSettings(PcmSettings):
+    """Of standard input; there is one."""
+
+    def claim(self) -> str:
+        """All of it."""
+        return "standard input"
+
+
 class TcpSettings(PcmSettings):
     """Of a server to connect to."""
 
@@ -52,6 +60,10 @@ class UdpSettings(PcmSettings):
     host: str = "127.0.0.1"  #: address to listen at; 0.0.0.0 is all of this machine's
     port: Annotated[int, Field(ge=1, le=65_535)]
     counter: Literal["none", "uint32", "uint64"] = "none"  #: little-endian number of the datagram at its beginning
+
+    def claim(self) -> str:
+        """The port."""
+        return f"UDP port {self.host}:{self.port}"
 
 
 class Decoder:
@@ -86,9 +98,9 @@ class Decoder:
 class PcmStdin:
     """`some-program | aewatch produce …`: ends with the input."""
 
-    Settings: ClassVar[type[SourceSettings]] = PcmSettings
+    Settings: ClassVar[type[SourceSettings]] = StdinSettings
 
-    def __init__(self, settings: PcmSettings) -> None:
+    def __init__(self, settings: StdinSettings) -> None:
         self.rate_hz, self.channels = Fraction(settings.rate_hz), settings.channels
         self._settings = settings
 

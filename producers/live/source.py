@@ -27,6 +27,10 @@ class SourceSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    def claim(self) -> str | None:
+        """What only one source of a file can have, such as a port to listen on, in words; None: nothing."""
+        return None
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:

@@ -31,6 +31,10 @@ class LinWaveSettings(SourceSettings):
     highpass_hz: Annotated[float, Field(gt=0)] | None = None
     lowpass_hz: Annotated[float, Field(gt=0)] | None = None
 
+    def claim(self) -> str:
+        """The device; it takes one connection."""
+        return f"linWave {self.address}"
+
 
 class LinWave:
     """Raw converter values of one or both channels, in step. Their scale is the sensor's `volts_per_count`.
@@ -81,6 +85,10 @@ class SpotWaveSettings(SourceSettings):
     postduration_samples: Annotated[int, Field(ge=0)] = 200
     decimation: Annotated[int, Field(ge=1, le=500)] = 1  #: of 2 MHz
     ddt_us: Annotated[int, Field(ge=1)] = 400  #: duration discrimination time, microseconds
+
+    def claim(self) -> str:
+        """The port."""
+        return f"port {self.port}"
 
 
 class SpotWave:

@@ -31,6 +31,14 @@ class VallenTradbSettings(SourceSettings):
     poll_s: Annotated[float, Field(gt=0)] = 0.1
     note: Path | None = None  #: file that says how far it was published; None: a hidden one beside the recording
 
+    def noted_in(self) -> Path:
+        """The file that says how far it was published."""
+        return self.note or self.path.with_name(f".{self.path.name}.aewatch.json")
+
+    def claim(self) -> str:
+        """That file."""
+        return f"{self.noted_in()}, the note of how far it was published,"
+
 
 class VallenTradb:
     """Hits by channel, as the acquisition software numbers them. They keep the recording's own times.
@@ -44,7 +52,7 @@ class VallenTradb:
 
     def __init__(self, settings: VallenTradbSettings) -> None:
         self._settings = settings
-        self._note = settings.note or settings.path.with_name(f".{settings.path.name}.aewatch.json")
+        self._note = settings.noted_in()
 
     async def frames(self, sensors: Mapping[int, str]) -> AsyncIterator[Frame | Milestone]:
         """Hit by hit, without end."""
