@@ -31,15 +31,21 @@ async def run_producer(
     Raises
     ------
     ValueError
-        If the pages' address cannot be listened on.
-    SpoolInUse, OSError
-        If the spool cannot be opened.
+        If the pages' address cannot be listened on, or the spool's folder cannot be used.
+    SpoolInUse
+        If another process has that folder.
     DeliveryError
         Without a spool, if the broker does not take what was read.
     """
     async with AsyncExitStack() as stack:
         sink = _sink(file, kafka)
-        await stack.enter_async_context(sink)
+        try:
+            await stack.enter_async_context(sink)
+        except OSError as error:
+            raise ValueError(
+                f"spool.folder {file.spool.folder}: cannot be used: {error.strerror or error}; "
+                "name one that this user may write to"
+            ) from error
         ingest = Ingest(file, sink)
         if file.producer.listen:
             address = await stack.enter_async_context(

@@ -1,4 +1,4 @@
-"""What a producer says of itself over HTTP: /metrics for Prometheus, /sensors as JSON, /healthz."""
+"""What a producer says of itself over HTTP: /metrics for Prometheus, /sensors and /healthz as JSON, / names them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ from aiohttp import web
 
 from deploy.producer_metrics import metrics_text
 from producers.live.sensor_meter import SensorReport
+
+#: Where people land.
+FRONT = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>aewatch producer</title>
+<h1>aewatch producer</h1>
+<ul>
+<li><a href="/metrics">/metrics</a>: for Prometheus
+<li><a href="/sensors">/sensors</a>: each sensor, as JSON; in words: <code>aewatch sensors --producer HOST:PORT</code>
+<li><a href="/healthz">/healthz</a>: the broker, and sensors that are being tried again
+</ul>
+</html>
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +66,17 @@ async def producer_pages(listen: str, state: Callable[[], ProducerState]) -> Asy
         away = [sensor.sensor for sensor in now.sensors if sensor.state == "retrying"]
         return web.json_response({"broker": now.broker, "retrying": away})
 
-    app.add_routes([web.get("/metrics", metrics), web.get("/sensors", sensors), web.get("/healthz", healthz)])
+    async def front(request: web.Request) -> web.Response:
+        return web.Response(text=FRONT, content_type="text/html")
+
+    app.add_routes(
+        [
+            web.get("/", front),
+            web.get("/metrics", metrics),
+            web.get("/sensors", sensors),
+            web.get("/healthz", healthz),
+        ]
+    )
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:

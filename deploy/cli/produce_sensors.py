@@ -78,13 +78,14 @@ def _condition(one: dict[str, Any]) -> str:
     told = [
         one["state"],
         f"{one['measured_rate_hz']:,.0f} of {one['rate_hz']:,.0f} Hz",
-        f"{one['lag_s']:.2f} s behind",
-        f"{one['gaps']} gaps",
+        f"last frame {_ago(one['last_frame_s'])} ago",
+        f"{_ago(abs(one['lag_s']))} {'behind' if one['lag_s'] >= 0 else 'ahead of this clock'}",
+        f"{one['gaps']} gap{'s' * (one['gaps'] != 1)}",
     ]
     if one["drift_ppm"] is not None:
         told.append(f"clock {one['drift_ppm']:+.0f} ppm")
     if one["clipped_share"]:
-        told.append(f"{100 * one['clipped_share']:.2g} % clipped")
+        told.append(f"{max(0.1, 100 * one['clipped_share']):.1f} % clipped")
     if one["flat"]:
         told.append("flat line")
     if one["epochs"] > 1:
@@ -92,3 +93,9 @@ def _condition(one: dict[str, Any]) -> str:
     if one["state"] != "running" and one["error"]:
         told.append(one["error"])
     return ", ".join(told)
+
+
+def _ago(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.2f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5_400 else f"{seconds / 3_600:.1f} h"
