@@ -6,6 +6,10 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterable
+from typing import TextIO
+
+from stream.hidden_secrets import hiding
 
 MAX_REMEMBERED = 1000
 
@@ -82,9 +86,27 @@ class Damper(logging.Filter):
         return count < self._times
 
 
-def configure(level: str, style: str) -> None:
-    """Send everything to stderr in one style. Libraries speak from WARNING on unless the level is DEBUG."""
-    handler = logging.StreamHandler(sys.stderr)
+class _Discreet(logging.StreamHandler[TextIO]):
+    """Writes stars where a secret stood, also in tracebacks and in what libraries say."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        super().__init__(sys.stderr)
+        self._hidden = hiding(secrets)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As its formatter does."""
+        return self._hidden(super().format(record))
+
+
+def configure(level: str, style: str, secrets: Iterable[str] = ()) -> None:
+    """Send everything to stderr in one style. Libraries speak from WARNING on unless the level is DEBUG.
+
+    Parameters
+    ----------
+    secrets
+        What is never written, whoever says it.
+    """
+    handler = _Discreet(secrets)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
     handler.addFilter(Damper())
     root = logging.getLogger()

@@ -65,7 +65,7 @@ async def run_worker(settings: Settings, bundle: str | None = None) -> None:
     from stream.shadow import Shadow
     from stream.worker import Worker, WorkerTopics
 
-    url, prefix = settings.redis.url.get_secret_value(), settings.redis.prefix
+    url, prefix = settings.redis.connection_url(), settings.redis.prefix
     own = settings.bundle_path(bundle).absolute()
     loader = Loader(
         places=(own, demo_bundle_path()),

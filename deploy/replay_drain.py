@@ -30,7 +30,7 @@ class Drained:
 
 async def alert_cursor(settings: Settings) -> str:
     """Where the stream of alerts ends now."""
-    async with Alerts(settings.redis.url.get_secret_value(), settings.redis.prefix) as alerts:
+    async with Alerts(settings.redis.connection_url(), settings.redis.prefix) as alerts:
         return await alerts.cursor()
 
 
@@ -61,7 +61,7 @@ async def drain(settings: Settings, sensors: Collection[str], since: str, patien
             "Is it running, and fast enough? --wait gives it more time"
         )
     wanted = set(sensors)
-    async with Alerts(settings.redis.url.get_secret_value(), settings.redis.prefix) as alerts:
+    async with Alerts(settings.redis.connection_url(), settings.redis.prefix) as alerts:
 
         def trimmed(error: HistoryTrimmed) -> None:
             notes.append(f"alerts are missing: {error}")

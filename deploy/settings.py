@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
+from urllib.parse import quote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from stream.hidden_secrets import passwords_of
 
 CONFIG_VARIABLE = "AEWATCH_CONFIG"
 CONFIG_NAME = "aewatch.toml"
@@ -57,18 +60,38 @@ class KafkaSettings(Section):
     partitions: int = Field(4, ge=1, le=1000, description="partitions of a topic that has to be created")
     replication_factor: int = Field(1, ge=1, le=10, description="copies of a topic that has to be created")
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """What is set must have an effect: a password or a certificate in vain means less protection than was meant."""
+        encrypted, login = self.security_protocol.endswith("SSL"), self.security_protocol.startswith("SASL")
+        _check_tls_fields(self, encrypted, "security_protocol is SSL or SASL_SSL")
+        for name, value in (("username", self.username), ("password", self.password.get_secret_value())):
+            if value and not login:
+                raise ValueError(
+                    f"{name} is set, but with security_protocol {self.security_protocol} nobody logs in; "
+                    "set it to SASL_SSL"
+                )
+        if login and not (self.username and self.password.get_secret_value()):
+            raise ValueError(f"security_protocol {self.security_protocol} needs username and password")
+        return self
+
     def client_options(self) -> dict[str, Any]:
-        """Keyword arguments for any aiokafka client."""
+        """Keyword arguments for any aiokafka client.
+
+        Raises
+        ------
+        stream.tls_files.TlsFilesError
+            If a PEM file cannot be used.
+        """
         options: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap_servers,
             "security_protocol": self.security_protocol,
         }
         if "SSL" in self.security_protocol.split("_"):
-            from aiokafka.helpers import create_ssl_context
+            from stream.tls_files import client_context
 
-            options["ssl_context"] = create_ssl_context(
-                cafile=self.ca_file, certfile=self.certificate_file, keyfile=self.key_file
-            )
+            ca_file, certificate_file, key_file = map(_at_home, _tls_files(self))
+            options["ssl_context"] = client_context(ca_file, certificate_file, key_file)
         if self.security_protocol.startswith("SASL"):
             options |= {
                 "sasl_mechanism": self.sasl_mechanism,
@@ -83,10 +106,56 @@ class RedisSettings(Section):
 
     url: SecretStr = Field(
         SecretStr("redis://127.0.0.1:16379/0"),
-        description="redis://, rediss:// (TLS) or unix://, with user and password if there are any",
+        description="redis://, rediss:// (TLS), unix:// or redis+sentinel://; user and password may be in it",
     )
+    username: str = Field("", description="user of the server's access list, if it is not in the URL")
+    password: SecretStr = Field(SecretStr(""), description="its password, if it is not in the URL")
+    ca_file: Path | None = Field(
+        None, description="PEM file with the authority that signed the server's certificate, for rediss://"
+    )
+    certificate_file: Path | None = Field(None, description="PEM file with this client's certificate, for mutual TLS")
+    key_file: Path | None = Field(None, description="PEM file with this client's private key, for mutual TLS")
     prefix: str = Field("aewatch", min_length=1, description="what every key and the channel begin with")
     keep_alerts: int = Field(1_000_000, ge=1000, description="alerts kept in the stream, at least")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """As of Kafka; and what is said twice could be said differently."""
+        parts = urlsplit(self.url.get_secret_value())
+        _check_tls_fields(self, parts.scheme.startswith("rediss"), "url begins with rediss://")
+        if self.username and not self.password.get_secret_value():
+            raise ValueError(f"username {self.username} has no password; set AEWATCH_REDIS__PASSWORD")
+        if self.password.get_secret_value() and "@" in parts.netloc:
+            raise ValueError("a login is in url and in password; leave one of them out")
+        return self
+
+    def connection_url(self) -> str:
+        """The URL with login and PEM files in it, for `stream.redis_connection.connect`. It is a secret."""
+        url, password = self.url.get_secret_value(), self.password.get_secret_value()
+        if password:
+            scheme, _, rest = url.partition("://")
+            url = f"{scheme}://{quote(self.username, safe='')}:{quote(password, safe='')}@{rest}"
+        for name, path in zip(("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"), _tls_files(self), strict=True):
+            if path is not None:
+                # Twice, as redis-py reads it twice.
+                url += f"{'&' if '?' in url else '?'}{name}={quote(quote(str(_at_home(path)), safe=''), safe='')}"
+        return url
+
+
+def _tls_files(section: KafkaSettings | RedisSettings) -> tuple[Path | None, Path | None, Path | None]:
+    return section.ca_file, section.certificate_file, section.key_file
+
+
+def _at_home(path: Path | None) -> Path | None:
+    return None if path is None else path.expanduser()
+
+
+def _check_tls_fields(section: KafkaSettings | RedisSettings, encrypted: bool, wanted: str) -> None:
+    for name, path in zip(("ca_file", "certificate_file", "key_file"), _tls_files(section), strict=True):
+        if path is not None and not encrypted:
+            raise ValueError(f"{name} is set, but nothing would be encrypted: it takes effect where {wanted}")
+    if section.key_file is not None and section.certificate_file is None:
+        raise ValueError("key_file is set without certificate_file; mutual TLS needs both")
 
 
 class ModelSettings(Section):
@@ -165,6 +234,15 @@ class Settings(BaseSettings):
     alarms: dict[str, Any] = Field(default_factory=dict, description="alarm rules, see docs/alarms.md")
     stack: StackSettings = StackSettings()
     log: LogSettings = LogSettings()
+
+    @property
+    def secrets(self) -> list[str]:
+        """What must not be seen, wherever it may be written."""
+        ours = [self.kafka.password, self.redis.password]
+        return [
+            *(secret.get_secret_value() for secret in ours),
+            *passwords_of(self.redis.url.get_secret_value()),
+        ]
 
     def bundle_path(self, named: str | None = None) -> Path:
         """Folder of the model bundle named here, or else in the settings."""

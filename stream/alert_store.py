@@ -336,7 +336,7 @@ class AlertStore:
 
 
 def is_transient(answer: object) -> bool:
-    """Whether waiting may help; a wrong password or certificate is a connection error too, and waiting does not help."""
+    """Whether waiting may help; with a wrong password or certificate, connection errors too, it does not."""
     return isinstance(answer, TRANSIENT) and not is_refusal(answer)
 
 

@@ -7,14 +7,23 @@ here repeats for itself, knowing what it does.
 from __future__ import annotations
 
 import re
+import ssl
+from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from redis.asyncio import Redis
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError
+
+from stream.hidden_secrets import without_password
+from stream.tls_files import TlsFilesError, client_context
+
+#: What OpenSSL says when the two ends do not want each other; anything else may be a line that broke.
+TLS_REFUSALS = ("CERTIFICATE", "UNKNOWN_CA", "WRONG_VERSION_NUMBER", "HANDSHAKE_FAILURE", "PROTOCOL_VERSION")
 
 SENTINEL_SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
 SENTINEL_PORT = 26379
@@ -34,7 +43,7 @@ def connect(url: str, timeout_s: float = 5.0) -> Redis:
     Raises
     ------
     ValueError
-        If the URL is none of these.
+        If the URL is none of these, or a file for TLS that it names cannot be used.
     """
     options: dict[str, Any] = {
         "socket_timeout": timeout_s,
@@ -47,21 +56,61 @@ def connect(url: str, timeout_s: float = 5.0) -> Redis:
     if urlsplit(url).scheme in SENTINEL_SCHEMES:
         return _behind_sentinel(url, options)
     try:
+        given = dict(parse_url(url))
+        if given.get("connection_class") is SSLConnection:
+            _check_tls_files(given)
         return Redis.from_url(url, **options)
     except ValueError as error:
         raise ValueError(f"{without_password(url)}: {error}") from error
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the server, or its certificate, was looked at and found wanting; waiting does not help it."""
+    if isinstance(error, AuthenticationError | AuthorizationError | TlsFilesError):
+        return True
+    return any(
+        isinstance(one, ssl.SSLError) and any(word in (one.reason or "") for word in TLS_REFUSALS)
+        for one in _causes(error)
+    )
+
+
+def way_out(error: BaseException) -> str:
+    """What to do about an error of Redis, in a few words."""
+    text = str(error)
+    if isinstance(error, NoPermissionError) or "NOPERM" in text or "ACL failure" in text:
+        return "this user has not the right; docs/security.md lists the rights of each role"
+    if isinstance(error, AuthenticationError | AuthorizationError):
+        return "are user and password right (redis.username and redis.password, or in redis.url)?"
+    if "HOSTNAME" in text.upper() or "IP address mismatch" in text:
+        return "the server's certificate is for another name; use a name in redis.url that is in it"
+    if "certificate has expired" in text:
+        return "the server's certificate has run out; renew it there"
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "name the authority that signed the server's certificate with redis.ca_file"
+    if "CERTIFICATE" in text or "UNKNOWN_CA" in text:
+        return "the server wants a certificate of this client: redis.certificate_file and redis.key_file"
+    if "WRONG_VERSION_NUMBER" in text:
+        return "the server does not speak TLS there; its TLS port is another one, or use redis://"
+    return "is it running (`aewatch up`), is AEWATCH_REDIS__URL right?"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen = 0
+    while error is not None and seen < 10:
+        yield error
+        error, seen = error.__cause__ or error.__context__, seen + 1
+
+
+def _check_tls_files(given: Mapping[str, Any]) -> None:
+    client_context(
+        given.get("ssl_ca_certs"), given.get("ssl_certfile"), given.get("ssl_keyfile"), given.get("ssl_password")
+    )
 
 
 def answer_timeout_s(client: Redis) -> float:
     """How long this client waits for an answer, s; a blocking read must be shorter."""
     timeout_s = client.connection_pool.connection_kwargs.get("socket_timeout")
     return 5.0 if timeout_s is None else float(timeout_s)
-
-
-def without_password(url: str) -> str:
-    """The URL as it may be shown and logged."""
-    hidden = re.sub(r"//([^/@]*?):[^@]*@", r"//\1:***@", url)
-    return re.sub(r"(password=)[^&]*", r"\1***", hidden)
 
 
 def _behind_sentinel(url: str, options: dict[str, Any]) -> Redis:
@@ -93,6 +142,8 @@ def _behind_sentinel(url: str, options: dict[str, Any]) -> Redis:
     given.pop("host", None)
     own = {key: given.pop(f"sentinel_{key}") for key in ("username", "password") if f"sentinel_{key}" in given}
     tls = {key: value for key, value in given.items() if key.startswith("ssl")}
+    if secure:
+        _check_tls_files(tls)
     options |= given
     asking = {key: options[key] for key in ("socket_timeout", "socket_connect_timeout", "socket_keepalive", "retry")}
     if secure:

@@ -51,6 +51,8 @@ def test_secrets_are_masked(tmp_path: Path) -> None:
         "show",
         cwd=tmp_path,
         AEWATCH_REDIS__URL="rediss://plant:hunter2@redis:6379/0",
+        AEWATCH_KAFKA__SECURITY_PROTOCOL="SASL_SSL",
+        AEWATCH_KAFKA__USERNAME="plant",
         AEWATCH_KAFKA__PASSWORD="hunter3",
     )
     assert "plant" in done.stdout

@@ -214,11 +214,12 @@ def run(act: Callable[[Alerts], Awaitable[None]]) -> None:
     in_force = settings()
     from redis.exceptions import RedisError
 
-    from deploy.cli.session import without_password
+    from stream.hidden_secrets import without_password
     from stream.operator_actions import OperatorError
+    from stream.redis_connection import way_out
     from stream.subscribe import Alerts, BadCursor
 
-    url = in_force.redis.url.get_secret_value()
+    url = in_force.redis.connection_url()
 
     async def connected() -> None:
         async with Alerts(url, in_force.redis.prefix) as client:
@@ -231,7 +232,7 @@ def run(act: Callable[[Alerts], Awaitable[None]]) -> None:
             raise  # whoever read our output has gone, as `head` does; that is no trouble with Redis
         except (RedisError, OSError) as error:
             raise click.ClickException(
-                f"{without_password(url)}: {error}; is it running (`aewatch up`), is AEWATCH_REDIS__URL right?"
+                f"{without_password(in_force.redis.url.get_secret_value())}: {error}; {way_out(error)}"
             ) from error
 
 

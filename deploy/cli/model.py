@@ -145,11 +145,12 @@ def _run(in_force: Settings, act: Callable[[ModelBoard], Awaitable[int]]) -> Non
     """Do something with the board; the exit status is what it returns."""
     from redis.exceptions import RedisError
 
-    from deploy.cli.session import without_password
+    from stream.hidden_secrets import without_password
     from stream.model_board import ModelBoard
     from stream.model_commands import Overtaken
+    from stream.redis_connection import way_out
 
-    url = in_force.redis.url.get_secret_value()
+    url = in_force.redis.connection_url()
 
     async def connected() -> int:
         async with ModelBoard(url, in_force.redis.prefix) as board:
@@ -162,7 +163,7 @@ def _run(in_force: Settings, act: Callable[[ModelBoard], Awaitable[int]]) -> Non
             raise  # whoever read our output has gone; that is no trouble with Redis
         except (RedisError, OSError) as error:
             raise click.ClickException(
-                f"{without_password(url)}: {error}; is it running (`aewatch up`), is AEWATCH_REDIS__URL right?"
+                f"{without_password(in_force.redis.url.get_secret_value())}: {error}; {way_out(error)}"
             ) from error
     raise SystemExit(code)
 

@@ -57,10 +57,12 @@ def worker(bundle: str | None) -> None:
     from deploy.pipeline import run_worker
     from deploy.topics import TopicError
     from model.bundle import BundleError
+    from stream.redis_connection import way_out
+    from stream.tls_files import TlsFilesError
 
-    with plain_errors(BundleError, TopicError, KafkaError):
+    with plain_errors(BundleError, TopicError, KafkaError, TlsFilesError):
         try:
             asyncio.run(run_worker(in_force, bundle))
         except RedisError as error:
             place = without_password(in_force.redis.url.get_secret_value())
-            raise click.ClickException(f"{place}: {error}; is AEWATCH_REDIS__URL right?") from error
+            raise click.ClickException(f"{place}: {error}; {way_out(error)}") from error

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit, urlunsplit
 
 import click
+
+from stream.hidden_secrets import without_password as without_password
 
 if TYPE_CHECKING:
     from deploy.settings import Settings
@@ -49,17 +51,42 @@ def settings() -> Settings:
     except ValidationError as error:
         places = f"{ENV_PREFIX}… variables" + (f" or {path}" if path else "")
         wrong = "\n".join(
-            f"  {'.'.join(map(str, item['loc']))}: {item['msg']}" + _given(item.get("input")) for item in error.errors()
+            f"  {'.'.join(map(str, item['loc']))}: {item['msg']}" + _given(item["loc"], item.get("input"))
+            for item in error.errors()
         )
         raise click.ClickException(f"settings from {places} do not fit:\n{wrong}") from error
     except SettingsError as error:
         raise click.ClickException(f"settings: {error}") from error
-    logs.configure(loaded.log.level, loaded.log.format)
+    logs.configure(loaded.log.level, loaded.log.format, loaded.secrets)
+    if path is not None:
+        _warn_of_open_file(path, loaded)
     return loaded
 
 
-def _given(value: object) -> str:
-    return f" (given: {value!r})" if isinstance(value, str | int | float | bool) else ""
+def _given(place: tuple[int | str, ...], value: object) -> str:
+    """What stood there, unless it may be a secret: its field is one, or nobody knows the field."""
+    from pydantic import SecretStr
+
+    from deploy.settings import Settings
+
+    fields = Settings.model_fields
+    field = None
+    for name in place:
+        field = fields.get(str(name))
+        fields = getattr(getattr(field, "annotation", None), "model_fields", {})
+    known = field is not None and field.annotation is not SecretStr
+    return f" (given: {value!r})" if known and isinstance(value, str | int | float | bool) else ""
+
+
+def _warn_of_open_file(path: Path, loaded: Settings) -> None:
+    """Others on this machine may read a file of settings; a password in it is then theirs too."""
+    import logging
+
+    text = path.read_text(encoding="utf-8")
+    if path.stat().st_mode & 0o077 and any(secret and secret in text for secret in loaded.secrets):
+        logging.getLogger("aewatch.settings").warning(
+            "%s holds a password and others may read it; chmod 600 it, or give the password as a variable", path
+        )
 
 
 @contextlib.contextmanager
@@ -69,12 +96,3 @@ def plain_errors(*expected: type[BaseException]) -> Iterator[None]:
         yield
     except expected as error:
         raise click.ClickException(str(error) or type(error).__name__) from error
-
-
-def without_password(url: str) -> str:
-    """The URL with its password, if it has one, shown as stars."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:****@{host}"))
