@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,15 @@ from stream.windows import WindowSpec
 
 if TYPE_CHECKING:
     from deploy.settings import Settings
+    from deploy.systemd_notify import ServiceManager
     from model.bundle import BundleCard
     from model.engine import Engine
     from stream.alarms import AlarmRules
+    from stream.model_board import Answer, Order
+    from stream.watchdog import Watchdog
+    from stream.worker import LiveModel
+
+LOADING_LIMIT_S = 600.0  #: reading a bundle and checking batch sizes, on the slowest machine
 
 
 def window_spec(card: BundleCard) -> WindowSpec:
@@ -45,23 +52,40 @@ def build_engine(settings: Settings, bundle: str | None = None) -> Engine:
     )
 
 
-async def run_worker(settings: Settings, bundle: str | None = None) -> None:
+async def run_worker(
+    settings: Settings, bundle: str | None = None, *, watchdog: Watchdog, manager: ServiceManager
+) -> None:
     """Run a worker until SIGTERM or SIGINT, with the model that was ordered or else the one named here.
+
+    Parameters
+    ----------
+    watchdog
+        Running; ends the process if it hangs.
+    manager
+        Told when the worker is ready.
 
     Raises
     ------
     BundleError, RulesError
         If the model cannot be used.
+    stream.lag_watch.ConsumerStuck
+        If messages wait, the broker answers, and nothing moves.
+    deploy.role_pages.ListenError
+        If the address for the pages cannot be listened on.
     deploy.topics.TopicError, KafkaError
         If Kafka is away for long, or refuses.
     redis.exceptions.RedisError
         If Redis does not let this user in.
     """
+    from deploy.role_metrics import worker_metrics
+    from deploy.role_service import role_service
     from deploy.topics import await_topics
     from model.bundle import demo_bundle_path
     from stream.alert_store import AlertStore
+    from stream.health import Health
     from stream.model_board import ModelBoard
     from stream.model_rollout import Loader, Rollout, await_orders, starting_model
+    from stream.redis_watch import RedisWatch
     from stream.shadow import Shadow
     from stream.worker import Worker, WorkerTopics
 
@@ -73,39 +97,61 @@ async def run_worker(settings: Settings, bundle: str | None = None) -> None:
         engine=lambda folder: build_engine(settings, str(folder)),
         rules=lambda card: alarm_rules(settings, card),
     )
-    board = ModelBoard(url, prefix)
-    model, answer = starting_model((await await_orders(board)).live, own, loader)
-    await await_topics(settings.kafka)
-    store = AlertStore(
-        url, prefix, keep_alerts=settings.redis.keep_alerts, late_after_s=settings.worker.late_after_s
-    )
-    shadow = Shadow(client_options=settings.kafka.client_options(), topic=settings.kafka.shadow_predictions_topic)
-    worker = Worker(
-        model=model,
-        shadow=shadow,
-        store=store,
-        client_options=settings.kafka.client_options(),
-        topics=WorkerTopics(
-            settings.kafka.windows_topic, settings.kafka.predictions_topic, settings.kafka.deadletter_topic
-        ),
-        group=settings.worker.group,
-        batch_windows=settings.worker.batch_windows,
-        batch_delay_s=settings.worker.batch_delay_ms / 1000,
-        feature_threshold_db_ae=settings.worker.feature_threshold_db_ae,
-    )
-    rollout = Rollout(
-        board=board, worker=worker, shadow=shadow, loader=loader, group=settings.worker.group, answer=answer
-    )
-    following = asyncio.create_task(rollout.run(), name="rollout")
-    try:
-        await worker.run(stop_on_signals())
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-        await rollout.leave()
-        await shadow.close()
-        await board.close()
-        await store.close()
+    kafka = settings.kafka
+    worker: Worker | None = None
+
+    def health() -> Health:
+        return Health(not_ready=("starting",)) if worker is None else worker.health()
+
+    def metrics() -> bytes:
+        return b"" if worker is None else worker_metrics(worker.snapshot(), worker.health(), watchdog.running())
+
+    def load(wanted: Order | None) -> tuple[LiveModel, Answer | None]:
+        with watchdog.limit("loading the model", LOADING_LIMIT_S, device=settings.model.device):
+            return starting_model(wanted, own, loader)
+
+    stop = asyncio.Event()
+    async with contextlib.AsyncExitStack() as cleanup:
+        await cleanup.enter_async_context(watchdog.loop(settings.worker.stall_limit_s))
+        await cleanup.enter_async_context(role_service(settings.worker.listen, manager, health, metrics, stop))
+        board = ModelBoard(url, prefix)
+        cleanup.push_async_callback(board.close)
+        model, answer = await asyncio.to_thread(load, (await await_orders(board)).live)
+        outputs = (kafka.predictions_topic, kafka.shadow_predictions_topic, kafka.deadletter_topic)
+        await await_topics(kafka, needed=(kafka.windows_topic, *outputs))
+        store = AlertStore(
+            url, prefix, keep_alerts=settings.redis.keep_alerts, late_after_s=settings.worker.late_after_s
+        )
+        cleanup.push_async_callback(store.close)
+        redis_watch = RedisWatch(url)
+        cleanup.push_async_callback(redis_watch.close)
+        shadow = Shadow(client_options=kafka.client_options(), topic=kafka.shadow_predictions_topic)
+        cleanup.push_async_callback(shadow.close)
+        worker = Worker(
+            model=model,
+            shadow=shadow,
+            store=store,
+            client_options=kafka.client_options(),
+            topics=WorkerTopics(kafka.windows_topic, kafka.predictions_topic, kafka.deadletter_topic),
+            group=settings.worker.group,
+            batch_windows=settings.worker.batch_windows,
+            batch_delay_s=settings.worker.batch_delay_ms / 1000,
+            feature_threshold_db_ae=settings.worker.feature_threshold_db_ae,
+            inference_limit_s=settings.worker.inference_limit_s,
+            watchdog=watchdog,
+            redis_watch=redis_watch,
+        )
+        rollout = Rollout(
+            board=board, worker=worker, shadow=shadow, loader=loader, group=settings.worker.group, answer=answer
+        )
+        cleanup.push_async_callback(rollout.leave)
+        following = asyncio.create_task(rollout.run(), name="rollout")
+        try:
+            set_on_signals(stop)
+            await worker.run(stop)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
 
 
 async def await_consumers(settings: Settings, patience_s: float) -> None:
@@ -144,6 +190,12 @@ async def await_consumers(settings: Settings, patience_s: float) -> None:
 def stop_on_signals() -> asyncio.Event:
     """An event that SIGTERM and SIGINT set, once each; the second one ends the process as usual."""
     stop = asyncio.Event()
+    set_on_signals(stop)
+    return stop
+
+
+def set_on_signals(stop: asyncio.Event) -> None:
+    """Let SIGTERM and SIGINT set the event, once each; the second one ends the process as usual."""
     loop = asyncio.get_running_loop()
 
     def on_signal(number: signal.Signals) -> None:
@@ -152,4 +204,3 @@ def stop_on_signals() -> asyncio.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    return stop

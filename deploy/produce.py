@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 
+from deploy.kafka_refusal import refusal
 from deploy.producer_pages import ProducerState, producer_pages
 from deploy.settings import KafkaSettings
 from producers.forwarder import Forwarder, ForwarderStatus
@@ -39,6 +40,9 @@ async def run_producer(
     """
     async with AsyncExitStack() as stack:
         sink = _sink(file, kafka)
+        if (refused := await refusal(kafka)) is not None:
+            # Frames are kept, but waiting alone will not deliver them.
+            log.error("Kafka does not let this producer in", extra={"reason": str(refused)})
         try:
             await stack.enter_async_context(sink)
         except OSError as error:

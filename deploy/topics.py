@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
+
+from deploy.kafka_refusal import refusal
+from stream.tls_files import TlsFilesError
 
 if TYPE_CHECKING:
     from aiokafka.admin import AIOKafkaAdminClient
@@ -29,8 +33,10 @@ class KafkaUnreachable(TopicError):  # noqa: N818 - says what is the matter
     """No broker answers; it may yet come."""
 
 
-async def await_topics(kafka: KafkaSettings, patience_s: float = 60.0) -> None:
-    """`ensure_topics`, waiting for a Kafka that is still starting.
+async def await_topics(
+    kafka: KafkaSettings, *, needed: Collection[str] | None = None, patience_s: float = 60.0
+) -> None:
+    """`ensure_topics`, waiting for a Kafka that is still starting; one that does not let us in is not waited for.
 
     Raises
     ------
@@ -41,23 +47,29 @@ async def await_topics(kafka: KafkaSettings, patience_s: float = 60.0) -> None:
     told = False
     while True:
         try:
-            await ensure_topics(kafka)
-        except KafkaUnreachable:
+            await ensure_topics(kafka, needed)
+        except KafkaUnreachable as error:
             if time.monotonic() > give_up_s:
                 raise
             if not told:
-                _log.warning("no Kafka at %s yet, waiting up to %g s", kafka.bootstrap_servers, patience_s)
+                _log.warning("no Kafka yet, waiting up to %g s: %s", patience_s, error)
                 told = True
             await asyncio.sleep(0.3)
         else:
             return
 
 
-async def ensure_topics(kafka: KafkaSettings) -> list[str]:
+async def ensure_topics(kafka: KafkaSettings, needed: Collection[str] | None = None) -> list[str]:
     """Make the topics that are missing, and wait until every partition has a leader.
 
     A topic that exists is never changed: that is its owner's business. If it refuses messages as large as those that
     are sent to it, the log says so.
+
+    Parameters
+    ----------
+    needed
+        Those that the caller reads or writes, all by default. Others are made as well where that is allowed; a user
+        with few rights may not even see them.
 
     Returns
     -------
@@ -73,21 +85,20 @@ async def ensure_topics(kafka: KafkaSettings) -> list[str]:
     from aiokafka.errors import KafkaError
 
     where = kafka.bootstrap_servers
-    admin = AIOKafkaAdminClient(**kafka.client_options())
+    try:
+        admin = AIOKafkaAdminClient(**kafka.client_options())
+    except TlsFilesError as error:
+        raise TopicError(str(error)) from error
     try:
         try:
             await admin.start()
         except (KafkaError, OSError) as error:
-            login = f", or user {kafka.username!r} is not let in" if kafka.username else ""
-            raise KafkaUnreachable(
-                f"{where}: no Kafka to be reached there{login} ({error}); start one with `aewatch up`, "
-                "or set AEWATCH_KAFKA__BOOTSTRAP_SERVERS"
-            ) from error
+            raise await _why_not(kafka, error) from error
         try:
             # Asked for all: where brokers create topics by themselves, asking for a missing one makes it.
             existing = set(await admin.list_topics())
             missing = [name for name in _wanted(kafka) if name not in existing]
-            made = await _make(admin, kafka, missing)
+            made = await _make(admin, kafka, missing, set(_wanted(kafka)) if needed is None else set(needed))
             await _wait_for_leaders(admin, made)
             others = {name: size for name, size in _wanted(kafka).items() if name not in made}
             await _warn_of_small_limits(admin, others)
@@ -96,6 +107,16 @@ async def ensure_topics(kafka: KafkaSettings) -> list[str]:
         return made
     finally:
         await admin.close()
+
+
+async def _why_not(kafka: KafkaSettings, error: Exception) -> TopicError:
+    refused = await refusal(kafka)
+    if refused is None:
+        return KafkaUnreachable(
+            f"{kafka.bootstrap_servers}: no Kafka to be reached there ({error}); start one with `aewatch up`, "
+            "or set AEWATCH_KAFKA__BOOTSTRAP_SERVERS"
+        )
+    return TopicError(str(refused)) if refused.final else KafkaUnreachable(str(refused))
 
 
 def _wanted(kafka: KafkaSettings) -> dict[str, int | None]:
@@ -109,7 +130,9 @@ def _wanted(kafka: KafkaSettings) -> dict[str, int | None]:
     }
 
 
-async def _make(admin: AIOKafkaAdminClient, kafka: KafkaSettings, names: list[str]) -> list[str]:
+async def _make(
+    admin: AIOKafkaAdminClient, kafka: KafkaSettings, names: list[str], needed: Collection[str]
+) -> list[str]:
     from aiokafka.admin import NewTopic
 
     if not names:
@@ -126,14 +149,16 @@ async def _make(admin: AIOKafkaAdminClient, kafka: KafkaSettings, names: list[st
             for name in names
         ]
     )
-    made = []
+    made, denied = [], []
     for name, code, message in response.topic_errors:
         if code == _NO_ERROR:
             made.append(name)
         elif code in (_TOPIC_DENIED, _CLUSTER_DENIED):
-            raise TopicError(_denied(kafka, names))
+            denied.append(name)
         elif code != _EXISTS:  # somebody else was quicker
             raise TopicError(f"{kafka.bootstrap_servers}: topic {name} could not be made: {message} (error {code})")
+    if lacking := [name for name in denied if name in needed]:
+        raise TopicError(_denied(kafka, lacking))
     return made
 
 
@@ -143,7 +168,7 @@ def _denied(kafka: KafkaSettings, names: list[str]) -> str:
     wanted = ", ".join(name + (f" ({_SIZE}={sizes[name]})" if sizes[name] else "") for name in names)
     return (
         f"{kafka.bootstrap_servers}: {who} may neither see nor make the topics {wanted}. Have them made with "
-        f"{kafka.partitions} partitions each and grant DESCRIBE, READ and WRITE, or grant CREATE"
+        f"{kafka.partitions} partitions each and the rights on them granted that docs/security.md lists, or CREATE"
     )
 
 

@@ -128,7 +128,7 @@ async def _play(
         done = progress
         advance(progress)
 
-    await await_topics(in_force.kafka)
+    await await_topics(in_force.kafka, needed=(in_force.kafka.frames_topic,))
     async with Publisher(in_force.kafka.client_options(), in_force.kafka.frames_topic) as publisher:
         playing = asyncio.create_task(play(publisher, note))
         stopping = asyncio.create_task(stop.wait())

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
+import logging
 import sys
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
 
 import click
 
 from deploy.cli.session import plain_errors, settings, without_password
+
+if TYPE_CHECKING:
+    from stream.watchdog import Watchdog
+    from stream.window_agent import WindowAgent
 
 
 @click.command()
@@ -19,16 +27,29 @@ def window(bundle: str | None) -> None:
     """
     in_force = settings()
     from deploy.pipeline import window_spec
+    from deploy.role_metrics import agent_metrics
+    from deploy.role_pages import ListenError
+    from deploy.role_service import role_service
+    from deploy.systemd_notify import WATCHDOG, ServiceManager
     from deploy.topics import TopicError, await_topics
     from model.bundle import BundleError, read_card
     from stream.window_agent import run_window_agent
 
-    with plain_errors(BundleError, TopicError):
-        card = read_card(in_force.bundle_path(bundle))
-        asyncio.run(await_topics(in_force.kafka))
     kafka, agent = in_force.kafka, in_force.window_agent
-    sys.exit(
-        run_window_agent(
+    manager = ServiceManager()
+    stacks_on_abort()
+
+    def beside(running: WindowAgent, watchdog: Watchdog, stop: asyncio.Event) -> AbstractAsyncContextManager[None]:
+        def metrics() -> bytes:
+            return agent_metrics(running.snapshot(), running.health(), watchdog.running())
+
+        return role_service(agent.listen, manager, running.health, metrics, stop)
+
+    with plain_errors(BundleError, TopicError, ListenError):
+        card = read_card(in_force.bundle_path(bundle))
+        needed = (kafka.frames_topic, kafka.windows_topic, kafka.deadletter_topic)
+        asyncio.run(await_topics(kafka, needed=needed))
+        status = run_window_agent(
             bootstrap=kafka.bootstrap_servers,
             client_options=kafka.client_options(),
             spec=window_spec(card),
@@ -39,8 +60,11 @@ def window(bundle: str | None) -> None:
             max_message_bytes=agent.max_message_bytes,
             hold_s=agent.hold_s,
             hold_bytes=agent.hold_bytes,
+            stall_limit_s=agent.stall_limit_s,
+            on_tick=lambda: manager.say(WATCHDOG),
+            beside=beside,
         )
-    )
+    sys.exit(status)
 
 
 @click.command()
@@ -55,14 +79,31 @@ def worker(bundle: str | None) -> None:
     from redis.exceptions import RedisError
 
     from deploy.pipeline import run_worker
+    from deploy.role_pages import ListenError
+    from deploy.systemd_notify import WATCHDOG, ServiceManager
     from deploy.topics import TopicError
     from model.bundle import BundleError
+    from stream.lag_watch import EXIT_STUCK, ConsumerStuck
     from stream.redis_connection import way_out
     from stream.tls_files import TlsFilesError
+    from stream.watchdog import Watchdog
 
-    with plain_errors(BundleError, TopicError, KafkaError, TlsFilesError):
+    manager = ServiceManager()
+    stacks_on_abort()
+    with (
+        plain_errors(BundleError, TopicError, KafkaError, TlsFilesError, ListenError),
+        Watchdog(lambda: manager.say(WATCHDOG)) as watchdog,
+    ):
         try:
-            asyncio.run(run_worker(in_force, bundle))
+            asyncio.run(run_worker(in_force, bundle, watchdog=watchdog, manager=manager))
+        except ConsumerStuck as error:
+            logging.getLogger("aewatch.worker").critical(str(error))
+            sys.exit(EXIT_STUCK)
         except RedisError as error:
             place = without_password(in_force.redis.url.get_secret_value())
             raise click.ClickException(f"{place}: {error}; {way_out(error)}") from error
+
+
+def stacks_on_abort() -> None:
+    """Let SIGABRT, with which systemd ends what its watchdog missed, write the stack of every thread to stderr."""
+    faulthandler.enable()

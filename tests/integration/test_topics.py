@@ -6,6 +6,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from pydantic import SecretStr
 
 from deploy.local_stack import LocalStack
 from deploy.local_stack.ports import HOST, free_port
@@ -131,6 +132,6 @@ async def test_without_the_right_to_make_topics_the_error_says_who_lacks_it_and_
     _, guest = guarded
     with pytest.raises(TopicError, match=r"user 'guest' may neither .*ae\.frames.*max\.message\.bytes.*CREATE"):
         await ensure_topics(guest)
-    wrong = guest.model_copy(update={"password": KafkaSettings(password="wrong").password})
+    wrong = guest.model_copy(update={"password": SecretStr("wrong")})
     with pytest.raises(TopicError, match=r"user 'guest' is not let in"):
         await ensure_topics(wrong)
