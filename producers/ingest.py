@@ -113,11 +113,11 @@ class Ingest:
             if error is not None:
                 meter.error = error
 
-    async def take(self, frame: Frame) -> None:
-        """A frame of any source on its way."""
+    async def take(self, frame: Frame, *, cut_here: bool = False) -> None:
+        """A frame of any source on its way; `cut_here` by a `Framer`."""
         meter = self.meters[frame.sensor]
         meter.state = "running"
-        meter.frame(frame, self._now_ns())
+        meter.frame(frame, self._now_ns(), looked_at=cut_here)
         await self._sink.publish(frame)
 
     async def settle(self) -> None:
@@ -152,7 +152,7 @@ class _Run:
             finally:
                 for framer in self._framers.values():
                     for frame in framer.end():
-                        await self._take(frame)
+                        await self._take(frame, cut_here=True)
         else:
             assert isinstance(source, FrameSource)
             sensors = {sensor.channel: sensor.id for sensor in self._plan.sensors}
@@ -170,7 +170,7 @@ class _Run:
         for sensor in self._plan.sensors:
             samples = columns[:, sensor.channel]
             for frame in self._framers[sensor.id].push(samples, block.lost):
-                await self._take(frame)
+                await self._take(frame, cut_here=True)
 
     def _begin(self, source: BlockSource, columns: Any) -> None:
         if missing := [sensor for sensor in self._plan.sensors if sensor.channel >= source.channels]:
@@ -190,9 +190,9 @@ class _Run:
                 self.epoch_ns,
             )
 
-    async def _take(self, frame: Frame) -> None:
+    async def _take(self, frame: Frame, *, cut_here: bool = False) -> None:
         try:
-            await self._ingest.take(frame)
+            await self._ingest.take(frame, cut_here=cut_here)
         except Exception:
             self.sink_failed = True
             raise

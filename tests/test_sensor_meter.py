@@ -56,6 +56,24 @@ def test_clipping_is_the_share_of_samples_at_the_ends() -> None:
     assert meter.report(0).clipped_share == 6 / 200
 
 
+def test_clipping_need_not_be_looked_for_again_where_the_frame_tells_of_it() -> None:
+    meter = SensorMeter("a", "s", 5.0)
+    samples = np.zeros(100)
+    samples[[3, 4]] = [32_767, -32_768]
+    meter.frame(frame(0, samples, flags=Flags.SATURATED), 0, looked_at=True)
+    meter.frame(frame(100, noise(), flags=Flags.SATURATED), 0)
+    assert meter.report(0).clipped_share == 2 / 200
+
+
+def test_a_line_that_ends_as_it_began_is_not_flat_for_that() -> None:
+    meter = SensorMeter("a", "s", 0.1)
+    for number in range(5):
+        meter.frame(frame(100 * number, [7, *[8] * 98, 7]), 0)
+    assert not meter.report(0).flat
+    meter.frame(frame(500, np.full(100, 7)), 0)
+    assert meter.report(0).flat
+
+
 def test_a_line_is_flat_when_nothing_changes_for_long() -> None:
     meter = SensorMeter("a", "s", 1.0)
     meter.frame(frame(0, noise()), 0)

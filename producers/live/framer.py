@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from itertools import pairwise
+from typing import cast
 
 import numpy as np
 
@@ -66,11 +67,12 @@ class Framer:
                     frames += self.flush()
                     self._skip(len(part))
             return frames
-        while len(samples):
-            room = self._frame_samples - self._waiting
-            self._parts.append(samples[:room])
-            self._waiting += len(samples[:room])
-            samples = samples[room:]
+        begin = 0
+        while begin < len(samples):
+            part = samples[begin : begin + self._frame_samples - self._waiting]
+            begin += len(part)
+            self._parts.append(part)
+            self._waiting += len(part)
             if self._waiting == self._frame_samples:
                 frames += self.flush()
         return frames
@@ -79,9 +81,9 @@ class Framer:
         """What waits, as a shorter frame; nothing where nothing waits."""
         if not self._waiting:
             return []
-        samples: Samples = np.ascontiguousarray(np.concatenate(self._parts))
+        samples = _joined(self._parts)
         flags = self._flags
-        if samples.dtype == np.int16 and (samples.max() == 32767 or samples.min() == -32768):
+        if clips(samples):
             flags |= Flags.SATURATED
         frame = self._frame(samples, flags)
         self._first += self._waiting
@@ -110,6 +112,19 @@ class Framer:
         )
         self._sequence += 1
         return frame
+
+
+def clips(samples: Samples) -> bool:
+    """Whether any of them, if they are int16, is at an end of the converter's range."""
+    # Places are found several times as fast as `max` and `min` find values.
+    return samples.dtype == np.int16 and (
+        samples.item(samples.argmax()) == 32_767 or samples.item(samples.argmin()) == -32_768
+    )
+
+
+def _joined(parts: list[Samples]) -> Samples:
+    """A copy, as the device may use its buffer again."""
+    return parts[0].copy() if len(parts) == 1 else cast("Samples", np.concatenate(parts))
 
 
 def _runs(samples: Samples) -> list[tuple[Samples, bool]]:

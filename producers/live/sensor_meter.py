@@ -10,11 +10,14 @@ from fractions import Fraction
 import numpy as np
 
 from producers.live.clock_drift import ClockDrift
-from stream.records import NS_PER_S, Flags, Frame, samples_to_ns
+from producers.live.framer import clips
+from stream.records import NS_PER_S, Flags, Frame, Samples, samples_to_ns
 
 RATE_S = 10.0
 
-_WITHOUT_PLACE = int(Flags.HIT | Flags.END)  # plain integers, as `IntFlag` is slow for once a frame
+# Plain integers, as `IntFlag` is slow for once a frame.
+_WITHOUT_PLACE = int(Flags.HIT | Flags.END)
+_SATURATED = int(Flags.SATURATED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,20 +69,28 @@ class SensorMeter:
         self._last_value: float | None = None
         self._unchanged_ns = 0
 
-    def frame(self, frame: Frame, now_ns: int) -> None:
-        """A frame came at `now_ns`."""
+    def frame(self, frame: Frame, now_ns: int, *, looked_at: bool = False) -> None:
+        """A frame came at `now_ns`.
+
+        Parameters
+        ----------
+        looked_at
+            Its flag SATURATED tells whether any sample is at an end of its range, as that of a `Framer`'s frame does.
+        """
         if frame.epoch_ns != self._epoch_ns:
             self._epoch_ns, self._next_sample = frame.epoch_ns, frame.first_sample
             self._epochs += 1
             self.drift = ClockDrift()
-        continuous = not int(frame.flags) & _WITHOUT_PLACE
+        flags = int(frame.flags)
+        continuous = not flags & _WITHOUT_PLACE
         if continuous and frame.first_sample > self._next_sample:
             self._gaps += 1
             self._lost += frame.first_sample - self._next_sample
-        self._next_sample = frame.end_sample
-        if not len(frame.samples):
+        samples = frame.samples
+        count = len(samples)
+        self._next_sample = frame.first_sample + count
+        if not count:
             return
-        count = len(frame.samples)
         self._frames += 1
         self._samples += count
         if self._shape[0] != count or self._shape[1] is not frame.rate_hz:
@@ -92,17 +103,17 @@ class SensorMeter:
         self._end_ns, self._came_ns = frame.time_ns + length_ns, now_ns
         if continuous:
             self.drift.arrived(self._end_ns, now_ns)
-        lowest, highest = frame.samples.min(), frame.samples.max()
         clipped = 0
-        if frame.samples.dtype == np.int16 and (highest == 32_767 or lowest == -32_768):
-            clipped = int(np.count_nonzero((frame.samples == 32_767) | (frame.samples == -32_768)))
+        if flags & _SATURATED if looked_at else clips(samples):
+            clipped = int(np.count_nonzero((samples == 32_767) | (samples == -32_768)))
         self._recent.append((now_ns, count, clipped))
         self._forget(now_ns)
-        if lowest == highest and (self._last_value is None or lowest == self._last_value):
+        last_value = samples.item(-1)
+        if (self._last_value is None or last_value == self._last_value) and _constant(samples):
             self._unchanged_ns += length_ns
         else:
             self._unchanged_ns = 0
-        self._last_value = float(frame.samples[-1])
+        self._last_value = last_value
 
     def report(self, now_ns: int) -> SensorReport:
         """How it is at `now_ns`."""
@@ -133,3 +144,9 @@ class SensorMeter:
     def _forget(self, now_ns: int) -> None:
         while self._recent and now_ns - self._recent[0][0] > RATE_S * NS_PER_S:
             self._recent.popleft()
+
+
+def _constant(samples: Samples) -> bool:
+    """Whether all of them, at least one, are the same."""
+    # Where anything is to be heard, the ends alone tell nearly always.
+    return bool(samples.item(0) == samples.item(-1) and (samples == samples[0]).all())
