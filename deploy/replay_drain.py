@@ -56,10 +56,7 @@ async def drain(settings: Settings, sensors: Collection[str], since: str, patien
             for waiting in steps:
                 await _await_group(settings, *waiting)
     except TimeoutError:
-        notes.append(
-            f"after {patience_s:g} s group {waiting[0]} had not worked off {waiting[1]}: later alerts are missing. "
-            "Is it running, and fast enough? --wait gives it more time"
-        )
+        notes.append(late_note(patience_s, *waiting, settings.window_agent.hold_s if waiting is steps[0] else None))
     wanted = set(sensors)
     async with Alerts(settings.redis.connection_url(), settings.redis.prefix) as alerts:
 
@@ -69,6 +66,15 @@ async def drain(settings: Settings, sensors: Collection[str], since: str, patien
         history = alerts.history(since=since, wanted=EVERYTHING, on_trimmed=trimmed)
         found = [alert async for _, alert in history if alert.sensor in wanted]
     return Drained(found, notes)
+
+
+def late_note(patience_s: float, group: str, topic: str, hold_s: float | None) -> str:
+    """What to say of a group that was not done in time; `hold_s` is how long a silent sensor may hold it up, if it may."""
+    held = f" Or did another sensor stop in mid-window? That holds up its commit for {hold_s:g} s." if hold_s else ""
+    return (
+        f"after {patience_s:g} s group {group} had not worked off {topic}: later alerts are missing. "
+        f"Is it running, and fast enough?{held} --wait gives it more time"
+    )
 
 
 async def _await_group(settings: Settings, group: str, topic: str) -> None:

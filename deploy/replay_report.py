@@ -335,6 +335,11 @@ def compare(first: Judgement, second: Judgement) -> Comparison:
     )
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 alert`, `2 alerts`."""
+    return f"{number} {thing}{'s' * (number != 1)}"
+
+
 def summary(report: ReplayReport) -> str:
     """The report in a few lines for a person."""
     lines = []
@@ -343,9 +348,9 @@ def summary(report: ReplayReport) -> str:
         held = f" and {of.count('held')} while the alarm was open" if of.count("held") else ""
         delay = f"; delay median {of.delays.median_s:.3f} s, largest {of.delays.largest_s:.3f} s" if of.delays else ""
         lines.append(
-            f"{of.model.name} {of.model.version}: of {len(of.events)} events {of.count('found')} found{held}, "
+            f"{of.model.name} {of.model.version}: of {counted(len(of.events), 'event')} {of.count('found')} found{held}, "
             f"{of.count('wrong')} taken for something else, {of.count('missed')} missed; "
-            f"{len(of.invented)} alerts invented{rate}{delay}"
+            f"{counted(len(of.invented), 'alert')} invented{rate}{delay}"
         )
         lines += [f"note: {note}" for note in of.notes]
     if (between := report.comparison) is not None:

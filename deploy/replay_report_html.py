@@ -6,14 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from deploy.replay_report import (
-    INVENTED,
-    MISSED,
-    Confusion,
-    Judgement,
-    Outcome,
-    ReplayReport,
-)
+from deploy.replay_report import INVENTED, MISSED, Confusion, Judgement, Outcome, ReplayReport, counted
 from model.evaluation.report_html import STYLE as PAGE_STYLE
 from model.evaluation.report_html import table
 from model.evaluation.report_plots import COLOURS, NUMBERED_CELLS, WIDTH_IN, new_figure, short, styled, svg
@@ -235,7 +228,7 @@ def _keys(report: ReplayReport) -> str:
             f'<p class="value">{of.count("found") + of.count("held")} of {len(of.events)}</p>'
             f"<p>events recognised, {of.count('held')} of them while the alarm was open already</p>"
             f"<p>{of.count('wrong')} taken for something else, {of.count('missed')} missed</p>"
-            f"<p>{len(of.invented)} alerts invented{hourly}</p><p>{delay}</p></div>"
+            f"<p>{counted(len(of.invented), 'alert')} invented{hourly}</p><p>{delay}</p></div>"
         )
     return f'<div class="keys">{"".join(cards)}</div>'
 

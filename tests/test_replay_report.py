@@ -271,7 +271,7 @@ def test_the_json_holds_what_the_text_says() -> None:
     assert found["format"] == 1
     counts = Counter(event["outcome"] for event in found["judgements"][1]["events"])
     assert counts == {"found": 2, "missed": 1}
-    assert "plant v2: of 3 events 2 found, 0 taken for something else, 1 missed; 1 alerts invented" in summary(report)
+    assert "plant v2: of 3 events 2 found, 0 taken for something else, 1 missed; 1 alert invented" in summary(report)
     assert "recognised by both 1, only by plant v1 1, only by plant v2 1, by neither 0" in summary(report)
 
 
