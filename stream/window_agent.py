@@ -10,32 +10,43 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import tempfile
-import threading
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 from aiokafka.errors import KafkaConnectionError, KafkaError
+from faust.exceptions import ConsumerNotStarted
 from faust.types import TP, EventT
 
 from stream.dead_letters import DeadLetter
 from stream.faust_transport import LedgerApp
 from stream.frame_partition import FrameCounts, FramePartition, Output, PartitionLimits, Step, story
-from stream.lag_watch import until_stuck
+from stream.health import Health
+from stream.lag_watch import (
+    ANSWER_WITHIN_S,
+    EXIT_STUCK,
+    ConsumerStuck,
+    ConsumerWatch,
+    NotAnswered,
+    Occupied,
+    ask_ends_afresh,
+    lag_seconds,
+)
 from stream.ordered_acks import HoldLimits
 from stream.records import Window, encode_window
+from stream.watchdog import Watchdog
 from stream.window_output import OutputCounts, WindowOutput
 from stream.windows import WindowSpec
 
 log = logging.getLogger("aewatch.window_agent")
 
 SETTLE_TIMEOUT_S = 3.0
-STOP_TIMEOUT_S = 20.0
+STOP_LIMIT_S = 20.0
 
 
 class WindowAgentError(RuntimeError):
@@ -59,6 +70,9 @@ class AgentSnapshot:
     partitions: int  #: read from now
     messages_pending: int  #: read and not committable yet
     in_flight_bytes: int  #: written and not acknowledged yet
+    lag: Mapping[TP, int]  #: messages that wait
+    lag_s: Mapping[TP, float]  #: since the last message taken was written, where more wait
+    kafka_answers: bool
     frames: FrameCounts
     output: OutputCounts
 
@@ -84,6 +98,8 @@ class WindowAgent:
         only after that time. None makes an ordinary member, whose partitions go to others as soon as it stops.
     session_timeout_s
         After so long without a sign of life its partitions go to others. Brokers allow no less than 6 s by default.
+    watchdog
+        Ends the process if the agent does not stop when it shall.
     log_every_s
         How often a line of progress is logged; 0 is never.
     """
@@ -98,6 +114,7 @@ class WindowAgent:
         limits: PartitionLimits | None = None,
         member: str | None = None,
         session_timeout_s: float = 6.0,
+        watchdog: Watchdog,
         log_every_s: float = 10.0,
     ) -> None:
         self._client_options = dict(client_options)
@@ -107,7 +124,17 @@ class WindowAgent:
         self._limits = limits or PartitionLimits()
         self._member = member
         self._session_timeout_s = session_timeout_s
+        self._watchdog = watchdog
         self._log_every_s = log_every_s
+        self._consumer_watch: ConsumerWatch[TP] = ConsumerWatch(
+            self,
+            topics.frames,
+            lambda partitions: ask_ends_afresh(self._client_options, topics.frames, partitions),
+            log,
+        )
+        self._stuck: ConsumerStuck | None = None
+        self._joined = False
+        self._taken_ms: dict[TP, int] = {}  # when the last message taken was written
         self._partitions: dict[TP, FramePartition] = {}
         self._past = FrameCounts()
         self._given_up: set[str] = set()
@@ -125,14 +152,30 @@ class WindowAgent:
         frames.add(self._past)
         for partition in self._partitions.values():
             frames.add(partition.counts)
+        lag = dict(self._consumer_watch.lag)
         return AgentSnapshot(
             uptime_s=time.monotonic() - self._started_s,
             partitions=len(self._partitions),
             messages_pending=sum(partition.acks.messages_pending for partition in self._partitions.values()),
             in_flight_bytes=0 if self._output is None else self._output.in_flight_bytes,
+            lag=lag,
+            lag_s=lag_seconds(lag, self._taken_ms, time.time_ns()),
+            kafka_answers=self._consumer_watch.kafka_away_since_s is None,
             frames=frames,
             output=OutputCounts() if self._output is None else self._output.counts,
         )
+
+    def health(self) -> Health:
+        """Whether it lives, and gets its work done."""
+        dead = [f"{one.what} hangs" for one in self._watchdog.overdue()]
+        if self._stuck is not None:
+            dead.append(str(self._stuck))
+        waiting = []
+        if not self._joined:
+            waiting.append("not a member of the consumer group yet")
+        if (away_s := self._consumer_watch.kafka_away_since_s) is not None:
+            waiting.append(f"Kafka has not answered for {time.monotonic() - away_s:.0f} s")
+        return Health(tuple(dead), tuple(waiting))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then finish what is on its way, commit and leave the group.
@@ -141,6 +184,8 @@ class WindowAgent:
         ------
         WindowAgentError
             If the agent cannot start or go on. Nothing was skipped: the next start reads on at the last commit.
+        ConsumerStuck
+            If messages wait, the broker answers, and nothing moves.
         """
         self._failure = asyncio.get_running_loop().create_future()
         self._between_messages = asyncio.Event()
@@ -166,22 +211,24 @@ class WindowAgent:
             try:
                 await self._work(stop)
             finally:
+                # A broker that is away, or a consumer that is stuck, may never let go. Holds until the process ends.
+                self._watchdog.begin("stopping", STOP_LIMIT_S, status=1)
                 await self._stop()
         log.info("stopped", extra=self._report())
 
     async def _work(self, stop: asyncio.Event) -> None:
         starting: asyncio.Future[Any] = asyncio.ensure_future(self._app.start())
         stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
-        companions: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(self._log_progress()),
-            asyncio.ensure_future(self._watch_lag()),
-        ]
+        watching: asyncio.Future[Any] = asyncio.ensure_future(self._consumer_watch.run())
+        companions: list[asyncio.Future[Any]] = [asyncio.ensure_future(self._log_progress()), watching]
         critical = [starting, self._failure, *companions]
         try:
             while not stopping.done():
                 # The consumer's thread can crash the app, which wakes nobody here: hence the timeout.
                 pending = [task for task in (stopping, *critical) if not task.done()]
                 await asyncio.wait(pending, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+                if watching.done() and isinstance(error := watching.exception(), ConsumerStuck):
+                    self._stuck = error
                 for task in critical:
                     if task.done():
                         task.result()
@@ -202,6 +249,7 @@ class WindowAgent:
         await self._app.stop()
 
     async def _on_assigned(self, _: Any, /, *assigned: Collection[TP], **__: Any) -> None:
+        self._joined = True
         partitions = ",".join(str(tp.partition) for tp in sorted(assigned[0]))
         log.info("ready", extra={"topic": self._topics.frames, "group": self._group, "partitions": partitions})
 
@@ -230,6 +278,7 @@ class WindowAgent:
             start = None if consumer is None else consumer.committed_offset(message.tp)
             partition = FramePartition(message.topic, message.partition, self._spec, self._limits, start)
             self._partitions[message.tp] = partition
+        self._taken_ms[message.tp] = round(message.timestamp * 1000)
         step = partition.take(message.offset, message.key, message.value, time.monotonic())
         self._tell(step)
         for output in step.outputs:
@@ -327,15 +376,40 @@ class WindowAgent:
             "windows": windows.pop("windows"),
             "windows_written": now.output.windows_written,
             "messages_pending": now.messages_pending,
+            "lag": sum(now.lag.values()),
+            "lag_s": round(max(now.lag_s.values(), default=0.0), 1),
         }
         others = frames | windows | asdict(now.output) | {"in_flight_bytes": now.in_flight_bytes}
         report |= {name: count for name, count in others.items() if count and name not in report}
         return report | {f"reject_{reason}": count for reason, count in now.frames.rejects.items()}
 
-    async def _watch_lag(self) -> None:
-        stuck = await until_stuck(self._app, lambda: not self._between_messages.is_set())
-        waiting = ", ".join(f"{count} in partition {tp.partition}" for tp, count in sorted(stuck.items()))
-        raise WindowAgentError(f"nothing is fetched from {self._topics.frames}, but messages wait: {waiting}")
+    # What is asked by `stream.lag_watch`.
+
+    def occupied(self) -> Occupied | None:
+        """What keeps it from reading on."""
+        consumer = self._app.running_consumer
+        if consumer is None:
+            return Occupied("starting")
+        if self._app.rebalancing or not consumer.flow_active:
+            return Occupied("sharing out partitions", self._app.consumer_generation_id)
+        if not self._between_messages.is_set():
+            counts = self.snapshot()
+            return Occupied("writing windows", (counts.frames.messages, counts.output.windows_written))
+        return None
+
+    async def positions_and_ends(self) -> tuple[Mapping[TP, int], Mapping[TP, int]]:
+        """For each assigned partition the next offset to be fetched, and the end of the log."""
+        consumer = self._app.running_consumer
+        if consumer is None:
+            raise NotAnswered("the consumer has not started yet")
+        try:
+            return await consumer.positions_and_ends(ANSWER_WITHIN_S)
+        except ConsumerNotStarted as error:
+            raise NotAnswered("the consumer has not started yet") from error
+
+
+#: What stands beside an agent, from the agent, its watchdog, and the event that stops it.
+Beside = Callable[[WindowAgent, Watchdog, asyncio.Event], AbstractAsyncContextManager[object]]
 
 
 def run_window_agent(
@@ -352,59 +426,71 @@ def run_window_agent(
     hold_bytes: int = 512 * 2**20,
     member: str | None = None,
     log_every_s: float = 10.0,
+    stall_limit_s: float = 30.0,
+    on_tick: Callable[[], object] = lambda: None,
+    beside: Beside | None = None,
 ) -> int:
     """Run a window agent in the foreground until SIGTERM or SIGINT.
 
-    Logging is the caller's to configure: nothing is printed and no handler installed. What the parameters mean is
-    said at `WindowAgent`, `PartitionLimits` and `HoldLimits`.
+    Logging is the caller's to configure: nothing is printed and no handler installed. What the other parameters mean
+    is said at `WindowAgent`, `PartitionLimits` and `HoldLimits`.
+
+    Parameters
+    ----------
+    stall_limit_s
+        An event loop that does not come round for so long hangs, and the process is ended.
+    on_tick
+        Called twice a second from a thread of its own as long as nothing hangs.
+    beside
+        Entered before the agent runs, left after it.
 
     Returns
     -------
     int
-        Exit status: 0 after a signal; 1 if it could not start or go on, and then the log says why.
+        Exit status: 0 after a signal; 75 if the consumer was stuck; 1 if it could not start or go on. The log says
+        why. What hangs ends the process with status 70.
     """
-    agent = WindowAgent(
-        client_options={"bootstrap_servers": bootstrap, **client_options},
-        spec=spec,
-        topics=AgentTopics(frames_topic, windows_topic, deadletter_topic),
-        group=group,
-        limits=PartitionLimits(
-            hold=HoldLimits(silence_s=hold_s, size_bytes=hold_bytes), max_message_bytes=max_message_bytes
-        ),
-        member=member,
-        log_every_s=log_every_s,
-    )
-    try:
-        asyncio.run(_run_until_signal(agent))
-    except (KafkaError, WindowAgentError) as error:
-        log.critical(str(error) or type(error).__name__, exc_info=error.__cause__)
-        return 1
+    with Watchdog(on_tick) as watchdog:
+        agent = WindowAgent(
+            client_options={"bootstrap_servers": bootstrap, **client_options},
+            spec=spec,
+            topics=AgentTopics(frames_topic, windows_topic, deadletter_topic),
+            group=group,
+            limits=PartitionLimits(
+                hold=HoldLimits(silence_s=hold_s, size_bytes=hold_bytes), max_message_bytes=max_message_bytes
+            ),
+            member=member,
+            watchdog=watchdog,
+            log_every_s=log_every_s,
+        )
+
+        async def run() -> None:
+            stop = _stop_on_signals()
+            async with watchdog.loop(stall_limit_s), contextlib.AsyncExitStack() as around:
+                if beside is not None:
+                    await around.enter_async_context(beside(agent, watchdog, stop))
+                await agent.run(stop)
+
+        try:
+            asyncio.run(run())
+        except ConsumerStuck as error:
+            log.critical(str(error))
+            return EXIT_STUCK
+        except (KafkaError, WindowAgentError) as error:
+            log.critical(str(error) or type(error).__name__, exc_info=error.__cause__)
+            return 1
     return 0
 
 
-async def _run_until_signal(agent: WindowAgent) -> None:
+def _stop_on_signals() -> asyncio.Event:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def on_signal(number: signal.Signals) -> None:
         loop.remove_signal_handler(number)
         log.info("stopping", extra={"signal": number.name})
-        _end_in_any_case()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
-    await agent.run(stop)
-
-
-def _end_in_any_case() -> None:
-    """End the process even if it does not end by itself, as when the broker is gone."""
-
-    def end() -> None:
-        log.critical("did not stop in time; what is not committed is read again", extra={"limit_s": STOP_TIMEOUT_S})
-        logging.shutdown()
-        os._exit(1)
-
-    timer = threading.Timer(STOP_TIMEOUT_S, end)
-    timer.daemon = True
-    timer.start()
+    return stop

@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,25 @@ from model.bundle import BundleCard
 from model.engine import Engine
 from stream.alarms import AlarmRules, advance
 from stream.alert_store import AlertStore, SensorChange, StoredSensor, StoreUnavailable
-from stream.alerts import Alert
+from stream.alerts import CLOCKS_ARE_SET_NS, Alert, run_of
 from stream.dead_letters import DeadLetter, deliver
 from stream.detect import predict
+from stream.health import Health
+from stream.lag_watch import ConsumerStuck, ConsumerWatch, Occupied, ask_ends_afresh, lag_seconds
 from stream.predictions import Prediction, encode_prediction
 from stream.records import BadRecord, Flags, Window, decode_sensor, decode_window
+from stream.redis_watch import RedisWatch
 from stream.shadow import Shadow
+from stream.watchdog import Watchdog
 
 log = logging.getLogger("aewatch.worker")
 
 #: A fetch waits this long for data of any partition; it bounds how late a quiet partition is looked at again.
 FETCH_WAIT_MS = 50
 MAX_MESSAGE_BYTES = 34 * 2**20
+WARM_UP_LIMIT_S = 600.0
+STOP_LIMIT_S = 25.0
+INFERENCE = "inference"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +75,28 @@ class WorkerCounts:
     batches: int = 0
     predictions: int = 0
     alerts: int = 0
-    dead_letters: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)  #: windows that were dead-lettered, by reason
     redelivered: int = 0  #: windows whose alarm decision had been taken before
     conflicts: int = 0  #: batches of one sensor decided anew because somebody else had changed its state
     inference_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSnapshot:
+    """What a worker did since it started, and where it stands."""
+
+    uptime_s: float
+    counts: WorkerCounts
+    model: BundleCard
+    device: str  #: that the model runs on
+    sensors: int  #: whose alarm state is in memory
+    in_flight: int  #: batches between the fetch and the commit
+    lag: Mapping[TopicPartition, int]  #: messages that wait
+    lag_s: Mapping[TopicPartition, float]  #: since the last message taken was written, where more wait
+    event_age_s: float | None  #: from the newest event time of live sensors to now; None before the first
+    delay_s: float | None  #: from the oldest window of the last live batch to its commit
+    kafka_answers: bool
+    redis_answers: bool
 
 
 @dataclass(slots=True)
@@ -100,7 +126,10 @@ class Worker:
         batch_windows: int = 32,
         batch_delay_s: float = 0.01,
         feature_threshold_db_ae: float = 40.0,
+        inference_limit_s: float = 60.0,
         log_every_s: float = 10.0,
+        watchdog: Watchdog,
+        redis_watch: RedisWatch,
     ) -> None:
         self.live = model
         self._next: tuple[LiveModel, asyncio.Future[str]] | None = None
@@ -112,7 +141,18 @@ class Worker:
         self._batch_windows = batch_windows
         self._batch_delay_s = batch_delay_s
         self._threshold_db_ae = feature_threshold_db_ae
+        self._inference_limit_s = inference_limit_s
         self._log_every_s = log_every_s
+        self._watchdog = watchdog
+        self._redis_watch = redis_watch
+        self._consumer_watch: ConsumerWatch[TopicPartition] | None = None
+        self._stuck: ConsumerStuck | None = None
+        self._joins = 0
+        self._joined = False
+        self._taken_ms: dict[TopicPartition, int] = {}  # when the last message taken was written
+        self._newest_event_ns = 0
+        self._delay_s: float | None = None
+        self._started_s = time.monotonic()
         self.counts = WorkerCounts()
         self._states: dict[str, StoredSensor] = {}
         self._owners: dict[str, TopicPartition] = {}
@@ -129,8 +169,10 @@ class Worker:
         ------
         KafkaError
             When the broker refuses what cannot be retried (rights, message size).
+        ConsumerStuck
+            When messages wait, the broker answers, and nothing moves.
         """
-        await asyncio.get_running_loop().run_in_executor(self._inference_thread, self.live.engine.warm_up)
+        await asyncio.get_running_loop().run_in_executor(self._inference_thread, self._warm_up)
         consumer: AIOKafkaConsumer[bytes, bytes] = AIOKafkaConsumer(
             group_id=self._group,
             enable_auto_commit=False,
@@ -155,15 +197,27 @@ class Worker:
         try:
             await consumer.start()
             consumer.subscribe([self._topics.windows], listener=_Rebalance(self, consumer))
+            self._consumer_watch = ConsumerWatch(
+                _Reading(self, consumer),
+                self._topics.windows,
+                lambda partitions: ask_ends_afresh(self._client_options, self._topics.windows, partitions),
+                log,
+            )
             try:
                 await self._work(consumer, producer, letters, stop)
             finally:
+                # A consumer that is stuck, or a broker that is away, may never let go. Holds until the process ends.
+                self._watchdog.begin("stopping", STOP_LIMIT_S, status=1)
                 await consumer.stop()
         finally:
             await producer.stop()
             await letters.stop()
             self._inference_thread.shutdown(wait=False)
         log.info("stopped", extra=self._report())
+
+    def _warm_up(self) -> None:
+        with self._watchdog.limit("warming up", WARM_UP_LIMIT_S, device=str(self.live.engine.choice.device)):
+            self.live.engine.warm_up()
 
     async def swap(self, model: LiveModel) -> str:
         """Go over to another model, which must fit and be warm, between two batches; returns the old one's version.
@@ -191,14 +245,20 @@ class Worker:
         stop: asyncio.Event,
     ) -> None:
         log.info("ready", extra={"topic": self._topics.windows, "group": self._group})
-        tasks = [
+        assert self._consumer_watch is not None
+        watching = asyncio.create_task(self._consumer_watch.run(), name="watch")
+        tasks: list[asyncio.Task[None]] = [
             asyncio.create_task(self._infer(consumer, stop), name="infer"),
             asyncio.create_task(self._settle_all(consumer, producer, letters), name="settle"),
+            watching,
+            asyncio.create_task(self._redis_watch.run(), name="redis"),
             asyncio.create_task(self._log_progress(), name="log"),
         ]
-        infer, settle, _ = tasks
         try:
-            done, _ = await asyncio.wait({infer, settle}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if watching in done:
+                error = watching.exception()
+                self._stuck = error if isinstance(error, ConsumerStuck) else None
             for task in done:
                 task.result()
             if not await self.drained(within_s=10.0):
@@ -218,6 +278,8 @@ class Worker:
                 continue
             async with self._settled:
                 self._in_flight += 1
+            for record in records:
+                self._taken_ms[TopicPartition(record.topic, record.partition)] = record.timestamp
             begun = time.perf_counter()
             batch = await loop.run_in_executor(self._inference_thread, self._decode_and_predict, records, self.live)
             self.counts.inference_s += time.perf_counter() - begun
@@ -253,7 +315,14 @@ class Worker:
                 continue
             batch.partitions[window.sensor] = partition
             batch.windows.append(window)
-        batch.predictions = predict(live.engine, batch.windows, self._threshold_db_ae)
+        with self._watchdog.limit(
+            INFERENCE,
+            self._inference_limit_s,
+            batch_windows=len(batch.windows),
+            device=str(live.engine.choice.device),
+            model=live.engine.card.version,
+        ):
+            batch.predictions = predict(live.engine, batch.windows, self._threshold_db_ae)
         return batch
 
     async def _settle_all(
@@ -292,9 +361,20 @@ class Worker:
         self.counts.batches += 1
         self.counts.windows += len(batch.predictions) + len(batch.rejected)
         self.counts.predictions += len(batch.predictions)
-        self.counts.dead_letters += len(batch.rejected)
+        self.counts.rejects.update(error.reason for _, error in batch.rejected)
         self.counts.alerts += alerts
+        self._note_event_times(batch.predictions)
         self._shadow.offer(batch.windows, batch.predictions)
+
+    def _note_event_times(self, predictions: Sequence[Prediction]) -> None:
+        ends_ns = [
+            prediction.end_time_ns
+            for prediction in predictions
+            if prediction.end_time_ns >= CLOCKS_ARE_SET_NS and not run_of(prediction.sensor)
+        ]
+        if ends_ns:
+            self._newest_event_ns = max(self._newest_event_ns, *ends_ns)
+            self._delay_s = (time.time_ns() - min(ends_ns)) / 1e9
 
     async def _decide(self, predictions: Sequence[Prediction], rules: AlarmRules) -> int:
         """Alarm state and alerts of these predictions into the store; waits out an absent Redis."""
@@ -368,11 +448,71 @@ class Worker:
             return False
         return True
 
+    def joined(self, assigned: set[TopicPartition]) -> None:
+        """Note that the group has shared out its partitions, and that these are ours."""
+        self._joined = True
+        self._joins += 1
+        log.info("assigned", extra={"partitions": sorted(partition.partition for partition in assigned)})
+
     def forget(self, partitions: set[TopicPartition]) -> None:
         """Drop what is cached of sensors in partitions that go to somebody else."""
+        self._joined = False
+        self._taken_ms.clear()
         for sensor in [sensor for sensor, owner in self._owners.items() if owner in partitions]:
             del self._owners[sensor]
             self._states.pop(sensor, None)
+
+    def occupied(self) -> Occupied | None:
+        """What keeps it from reading on; see `stream.lag_watch.Reader`."""
+        if self._store.trouble:
+            return Occupied("waiting for Redis", excused=True)
+        if INFERENCE in self._watchdog.running():
+            return Occupied(INFERENCE, excused=True)
+        if not self._joined:
+            return Occupied("joining the group", self._joins)
+        if self._in_flight:
+            return Occupied("settling windows", self.counts.batches)
+        return None
+
+    def health(self) -> Health:
+        """Whether it lives, and gets its work done."""
+        dead = [f"{one.what} hangs" for one in self._watchdog.overdue()]
+        if self._stuck is not None:
+            dead.append(str(self._stuck))
+        waiting = []
+        if self._consumer_watch is None or not self._joined:
+            waiting.append("not a member of the consumer group yet")
+        if self._consumer_watch is not None and (away_s := self._consumer_watch.kafka_away_since_s) is not None:
+            waiting.append(f"Kafka has not answered for {time.monotonic() - away_s:.0f} s")
+        if (away_s := self._redis_watch.away_since_s) is not None:
+            told = f"Redis has not answered for {time.monotonic() - away_s:.0f} s, windows wait"
+            waiting.append(f"{told}: {self._redis_watch.error}")
+        elif self._store.trouble:
+            waiting.append(f"Redis does not take alerts, windows wait: {self._store.trouble}")
+        inferring_s, limit_s = self._watchdog.running().get(INFERENCE, (0.0, 1.0))
+        if inferring_s > limit_s / 2:
+            waiting.append(f"a batch has been with the model for {inferring_s:.0f} s of {limit_s:g} s")
+        return Health(tuple(dead), tuple(waiting))
+
+    def snapshot(self) -> WorkerSnapshot:
+        """Counters and gauges of this moment."""
+        watch = self._consumer_watch
+        lag = {} if watch is None else dict(watch.lag)
+        now_ns = time.time_ns()
+        return WorkerSnapshot(
+            uptime_s=time.monotonic() - self._started_s,
+            counts=replace(self.counts, rejects=self.counts.rejects.copy()),
+            model=self.live.engine.card,
+            device=str(self.live.engine.choice.device),
+            sensors=len(self._states),
+            in_flight=self._in_flight,
+            lag=lag,
+            lag_s=lag_seconds(lag, self._taken_ms, now_ns),
+            event_age_s=(now_ns - self._newest_event_ns) / 1e9 if self._newest_event_ns else None,
+            delay_s=self._delay_s,
+            kafka_answers=watch is not None and watch.kafka_away_since_s is None,
+            redis_answers=self._redis_watch.away_since_s is None and not self._store.trouble,
+        )
 
     async def _log_progress(self) -> None:
         while True:
@@ -380,7 +520,8 @@ class Worker:
             log.info("progress", extra=self._report())
 
     def _report(self) -> dict[str, Any]:
-        counts = self.counts
+        now = self.snapshot()
+        counts = now.counts
         return {
             "model": self.live.engine.card.version,
             "windows": counts.windows,
@@ -388,9 +529,11 @@ class Worker:
             "alerts": counts.alerts,
             "redelivered": counts.redelivered,
             "conflicts": counts.conflicts,
-            "dead_letters": counts.dead_letters,
+            "dead_letters": counts.rejects.total(),
             "inference_s": round(counts.inference_s, 2),
-            "sensors": len(self._states),
+            "sensors": now.sensors,
+            "lag": sum(now.lag.values()),
+            "lag_s": round(max(now.lag_s.values(), default=0.0), 1),
             **self._shadow.report(),
         }
 
@@ -419,4 +562,18 @@ class _Rebalance(ConsumerRebalanceListener):  # type: ignore[misc]
         self._worker.forget(set(revoked))
 
     async def on_partitions_assigned(self, assigned: set[TopicPartition]) -> None:
-        log.info("assigned", extra={"partitions": sorted(partition.partition for partition in assigned)})
+        self._worker.joined(assigned)
+
+
+class _Reading:
+    """How the worker reads, for those who watch it."""
+
+    def __init__(self, worker: Worker, consumer: AIOKafkaConsumer[bytes, bytes]) -> None:
+        self._consumer = consumer
+        self.occupied = worker.occupied
+
+    async def positions_and_ends(self) -> tuple[dict[TopicPartition, int], dict[TopicPartition, int]]:
+        assigned = self._consumer.assignment()
+        positions = {partition: await self._consumer.position(partition) for partition in assigned}
+        ends = await self._consumer.end_offsets(assigned) if assigned else {}
+        return positions, ends

@@ -261,7 +261,7 @@ def print_alert(alert: Alert, cursor: str | None, as_json: bool) -> None:
 def span(seconds: float) -> str:
     """A time in its two largest units: `2 h 13 min`."""
     left = round(seconds)
-    parts = []
+    parts: list[tuple[int, str]] = []
     for unit, size_s in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         count, left = divmod(left, size_s)
         if count or parts:
