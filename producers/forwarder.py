@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
@@ -66,6 +67,11 @@ def historical(frame: bytes) -> bytes:
     """An encoded frame, flagged as one that came through the spool; the CRC of a frame is of its samples alone."""
     flags = int.from_bytes(frame[6:8], "little") | Flags.HISTORICAL
     return b"".join((frame[:6], flags.to_bytes(2, "little"), memoryview(frame)[8:]))
+
+
+def sample_count(frame: bytes) -> int:
+    """Of an encoded frame, as its header says."""
+    return int.from_bytes(frame[48:52], "little")
 
 
 class Forwarder:
@@ -210,20 +216,27 @@ class Forwarder:
                 f"{frame.sensor}: a frame of {len(taken.data)} bytes; the broker refused one of {self._refused_bytes}; "
                 f"cut frames smaller, or raise max.message.bytes of {self._topic} and start again",
             )
-        lasts_s = float(len(frame.samples) / frame.rate_hz)
-        while not await self._take(taken, lasts_s):
-            pass
+        if not self._take_at_once(taken):
+            while not await self._take(taken, frame.rate_hz):
+                pass
         self._taken_s[taken.key] = time.monotonic()
         self._frames += 1
         self._bytes += len(taken.data)
 
-    async def _take(self, frame: EncodedFrame, lasts_s: float) -> bool:
+    def _take_at_once(self, frame: EncodedFrame) -> bool:
+        """The usual case, in short: the broker is there, nothing is spooled of any sensor, and there is room."""
+        link = self._link
+        return (
+            link is not None and not self._unplaced and not self._spool.pending_bytes and link.live.take_at_once(frame)
+        )
+
+    async def _take(self, frame: EncodedFrame, rate_hz: Fraction) -> bool:
         """False after waiting for what was in the way."""
         link = self._link
         if self._unplaced:  # they may be of this sensor, and are older
             await self._change()
         elif link is None or self._spool.is_unread(frame.key):
-            early_s = self._early_s(frame.key, lasts_s)
+            early_s = self._early_s(frame, rate_hz)
             if link is not None and early_s > 0:
                 await self._change(early_s)
                 return False
@@ -249,14 +262,14 @@ class Forwarder:
                     await self._change()
         return False
 
-    def _early_s(self, key: bytes, lasts_s: float) -> float:
+    def _early_s(self, frame: EncodedFrame, rate_hz: Fraction) -> float:
         """How long a sensor's next frame may wait, so that the spool shrinks while it drains.
 
         A recording played at full speed would fill it faster than it drains. No source is made slower than real time.
         """
         if self._appended_bytes <= self._drained_bytes / 2 + DRAIN_BYTES:
             return 0.0
-        return self._taken_s.get(key, 0.0) + lasts_s - time.monotonic()
+        return self._taken_s.get(frame.key, 0.0) + float(frame.samples / rate_hz) - time.monotonic()
 
     async def flush(self) -> None:
         """Wait until all that was taken on is acknowledged, or safe in the spool.
@@ -398,7 +411,7 @@ class Forwarder:
 
     async def _send(self, drain: Publisher, batch: list[SpoolRecord]) -> None:
         for record in batch:
-            await drain.publish_encoded(EncodedFrame(record.key, historical(record.frame)))
+            await drain.publish_encoded(EncodedFrame(record.key, historical(record.frame), sample_count(record.frame)))
         await drain.flush(give_up_s=self._give_up_s)
 
     async def _let_live_pass(self, live: Publisher, drained_bytes: int) -> None:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
@@ -18,6 +18,11 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 from stream.records import BadRecord, Frame, decode_sensor, encode_frame
 
 log = logging.getLogger(__name__)
+
+PROMPT_BYTES = 32 * 1024  # so much of one sensor is worth a message of its own
+# With more than this unacknowledged, a frame waits for the broker anyway; larger messages make it wait less.
+BACKLOG_BYTES = 1024 * 1024
+BACKLOG_JOIN_S = 0.012
 
 REST_S = 5.0  # for a producer that is given up to come to rest, before its requests are cancelled
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024  # the window agent turns larger messages away
@@ -49,20 +54,13 @@ class PublisherCounts:
     acknowledged_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: that would cost a microsecond for each frame
 class EncodedFrame:
-    """A frame as it goes out: its sensor's key and its bytes."""
+    """A frame as it goes out: its sensor's key, its bytes, and how many samples it has."""
 
     key: bytes
     data: bytes
-
-    @property
-    def samples(self) -> int:
-        """How many its header says."""
-        return int.from_bytes(self.data[_SAMPLE_COUNT], "little")
-
-
-_SAMPLE_COUNT = slice(48, 52)  # of a frame's header, docs/records.md
+    samples: int
 
 
 def encoded(frame: Frame) -> EncodedFrame:
@@ -79,7 +77,7 @@ def encoded(frame: Frame) -> EncodedFrame:
         raise BadRecord(
             "too-large", f"{frame.sensor}: a frame of {len(data)} bytes; cut it to {MAX_MESSAGE_BYTES} at most"
         )
-    return EncodedFrame(key, data)
+    return EncodedFrame(key, data, len(frame.samples))
 
 
 @lru_cache(maxsize=4096)
@@ -90,13 +88,14 @@ def _key(sensor: str) -> bytes:
     return key
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Lane:
     """What one sensor has waiting. One task sends it, so that order holds; it ends when nothing waits."""
 
     key: bytes
     waiting: deque[EncodedFrame] = field(default_factory=deque)
     waiting_bytes: int = 0
+    timed: bool = False  #: it is sent when the timer is out
     sending: asyncio.Task[None] | None = None
 
 
@@ -110,8 +109,9 @@ class Publisher:
     max_bytes
         Bytes taken on and not yet acknowledged; `publish` waits for room beyond it.
     join_s, join_bytes
-        Small frames of a sensor that come within this time go as one message of at most this size; larger frames,
-        and those that find the sensor idle with this much waiting, go at once.
+        Frames of a sensor that wait together go as one message of at most `join_bytes`. They wait for `join_s` at
+        most, or until `PROMPT_BYTES` of them are there; while the broker is behind, when each waits for it anyway,
+        for `BACKLOG_JOIN_S` at most, or until the message is full. A larger frame goes alone.
     drain_s
         How long leaving the context waits for the broker.
     """
@@ -123,16 +123,19 @@ class Publisher:
         *,
         max_bytes: int = 64 * 1024 * 1024,
         join_s: float = 0.003,
-        join_bytes: int = 32 * 1024,
+        join_bytes: int = 128 * 1024,
         drain_s: float = 30.0,
     ) -> None:
         self._options = {**PRODUCER_OPTIONS, **client_options}
         self._topic = topic
         self._max_bytes = max_bytes
         self._join_s = join_s
-        self._join_bytes = join_bytes
+        # Whoever has made batches smaller has a topic that takes no more.
+        self._join_bytes = min(join_bytes, self._options["max_batch_size"] // 2)
         self._drain_s = drain_s
         self._lanes: dict[bytes, _Lane] = {}
+        self._timed: list[_Lane] = []
+        self._timer: asyncio.TimerHandle | None = None  # one for all lanes: they are many, and seldom full
         self._open: dict[EncodedFrame, None] = {}  # not acknowledged, in the order of publishing
         self._open_bytes = 0
         self._progress_s = 0.0
@@ -193,25 +196,32 @@ class Publisher:
         DeliveryError
             If an earlier frame could not be delivered; this one is not taken on.
         """
-        size = len(frame.data)
-        while self._failure is None and self._open_bytes and self._open_bytes + size > self._max_bytes:
+        while not self.take_at_once(frame):
+            self._raise_failure()
             await self.change()
-        self._raise_failure()
+
+    def take_at_once(self, frame: EncodedFrame) -> bool:
+        """Take on a frame that is encoded already; False if there is no room for it, or delivery has failed."""
+        size = len(frame.data)
+        if self._failure is not None or (self._open_bytes and self._open_bytes + size > self._max_bytes):
+            return False
         if not self._open:
             self._progress_s = time.monotonic()
             self._changed.set()  # for whoever watches
         self._open[frame] = None
         self._open_bytes += size
-        self.counts.frames += 1
-        self.counts.samples += frame.samples
-        self.counts.bytes += size
+        counts = self.counts
+        counts.frames += 1
+        counts.samples += frame.samples
+        counts.bytes += size
         lane = self._lanes.get(frame.key)
         if lane is None:
             lane = self._lanes[frame.key] = _Lane(frame.key)
         lane.waiting.append(frame)
         lane.waiting_bytes += size
         if lane.sending is None:
-            lane.sending = asyncio.create_task(self._send(lane))
+            self._set_off(lane)
+        return True
 
     @property
     def open_bytes(self) -> int:
@@ -246,6 +256,7 @@ class Publisher:
             self._failure = KafkaError("given up")
         for lane in self._lanes.values():
             lane.waiting.clear()
+            lane.waiting_bytes = 0
         self._changed.set()
         return left
 
@@ -289,11 +300,31 @@ class Publisher:
         self._changed.clear()
         await self._changed.wait()
 
+    def _set_off(self, lane: _Lane) -> None:
+        """Have what waits in `lane` sent: at once if it is enough for a message, else in time."""
+        behind = self._open_bytes >= BACKLOG_BYTES
+        enough_bytes = self._join_bytes if behind else min(PROMPT_BYTES, self._join_bytes)
+        if lane.waiting_bytes >= enough_bytes:
+            lane.sending = asyncio.create_task(self._send(lane))
+        elif not lane.timed:
+            lane.timed = True
+            self._timed.append(lane)
+            if self._timer is None:
+                after_s = max(self._join_s, BACKLOG_JOIN_S) if behind else self._join_s
+                self._timer = asyncio.get_running_loop().call_later(after_s, self._send_timed)
+
+    def _send_timed(self) -> None:
+        """Send what waited for company long enough."""
+        self._timer = None
+        timed, self._timed = self._timed, []
+        for lane in timed:
+            lane.timed = False
+            if lane.waiting and lane.sending is None:
+                lane.sending = asyncio.create_task(self._send(lane))
+
     async def _send(self, lane: _Lane) -> None:
         """Send what waits in `lane` until nothing does."""
         try:
-            if lane.waiting_bytes < self._join_bytes:
-                await asyncio.sleep(self._join_s)
             while lane.waiting:
                 joined = [lane.waiting.popleft()]
                 size = len(joined[0].data)
@@ -318,24 +349,23 @@ class Publisher:
                 # The message was not taken, so sending it again cannot repeat it. `max_bytes` holds the source back.
                 log.warning("no broker takes messages for %s; %d bytes are waiting", self._topic, self._open_bytes)
         self.counts.messages += 1
+        delivery.add_done_callback(partial(self._answered, joined, size))
 
-        def answered(future: asyncio.Future[Any]) -> None:
-            error = None if future.cancelled() else future.exception()
-            if self._abandoned:
-                return  # whoever took the frames over answers for them
-            if future.cancelled() or error is not None:
-                self._fail(error or KafkaError("the producer was stopped"))
-                return
-            for frame in joined:
-                del self._open[frame]
-            self.counts.acknowledged_frames += len(joined)
-            self.counts.acknowledged_samples += sum(frame.samples for frame in joined)
-            self.counts.acknowledged_bytes += size
-            self._open_bytes -= size
-            self._progress_s = time.monotonic()
-            self._changed.set()
-
-        delivery.add_done_callback(answered)
+    def _answered(self, joined: list[EncodedFrame], size: int, delivery: asyncio.Future[Any]) -> None:
+        error = None if delivery.cancelled() else delivery.exception()
+        if self._abandoned:
+            return  # whoever took the frames over answers for them
+        if delivery.cancelled() or error is not None:
+            self._fail(error or KafkaError("the producer was stopped"))
+            return
+        for frame in joined:
+            del self._open[frame]
+        self.counts.acknowledged_frames += len(joined)
+        self.counts.acknowledged_samples += sum(frame.samples for frame in joined)
+        self.counts.acknowledged_bytes += size
+        self._open_bytes -= size
+        self._progress_s = time.monotonic()
+        self._changed.set()
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:
@@ -347,6 +377,8 @@ class Publisher:
         producer, self._producer = self._producer, None
         if producer is None:
             return
+        if self._timer is not None:
+            self._timer.cancel()
         sending = [lane.sending for lane in self._lanes.values() if lane.sending is not None]
         for task in sending:
             task.cancel()

@@ -206,12 +206,14 @@ def decode_sensor(key: bytes | None) -> str:
     return sensor
 
 
+_SAMPLE_TYPES = {np.dtype(np.int16): SampleType.INT16, np.dtype(np.float32): SampleType.FLOAT32}
+
+
 def _sample_type(samples: Samples) -> SampleType:
-    if samples.dtype == np.int16:
-        return SampleType.INT16
-    if samples.dtype == np.float32:
-        return SampleType.FLOAT32
-    raise BadRecord("sample-type", f"samples are {samples.dtype}; the wire knows int16 and float32")
+    try:
+        return _SAMPLE_TYPES[samples.dtype]
+    except KeyError:
+        raise BadRecord("sample-type", f"samples are {samples.dtype}; the wire knows int16 and float32") from None
 
 
 def encode_frame(frame: Frame) -> bytes:
