@@ -77,6 +77,7 @@ async def run_worker(
     redis.exceptions.RedisError
         If Redis does not let this user in.
     """
+    from deploy.kafka_rights import Uses
     from deploy.role_metrics import worker_metrics
     from deploy.role_service import role_service
     from deploy.topics import await_topics
@@ -116,9 +117,11 @@ async def run_worker(
         await cleanup.enter_async_context(role_service(settings.worker.listen, manager, health, metrics, stop))
         board = ModelBoard(url, prefix)
         cleanup.push_async_callback(board.close)
-        model, answer = await asyncio.to_thread(load, (await await_orders(board)).live)
         outputs = (kafka.predictions_topic, kafka.shadow_predictions_topic, kafka.deadletter_topic)
-        await await_topics(kafka, needed=(kafka.windows_topic, *outputs))
+        orders = await await_orders(board)
+        # Before the model, which takes its time: what is refused is then told at once.
+        await await_topics(kafka, Uses((kafka.windows_topic,), outputs, settings.worker.group))
+        model, answer = await asyncio.to_thread(load, orders.live)
         store = AlertStore(
             url, prefix, keep_alerts=settings.redis.keep_alerts, late_after_s=settings.worker.late_after_s
         )

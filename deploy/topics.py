@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deploy.kafka_refusal import refusal
@@ -14,6 +14,7 @@ from stream.tls_files import TlsFilesError
 if TYPE_CHECKING:
     from aiokafka.admin import AIOKafkaAdminClient
 
+    from deploy.kafka_rights import Uses
     from deploy.settings import KafkaSettings
 
 LARGEST_MESSAGE_BYTES = 34 * 2**20  #: 32 MiB of samples and what is around them
@@ -33,9 +34,7 @@ class KafkaUnreachable(TopicError):  # noqa: N818 - says what is the matter
     """No broker answers; it may yet come."""
 
 
-async def await_topics(
-    kafka: KafkaSettings, *, needed: Collection[str] | None = None, patience_s: float = 60.0
-) -> None:
+async def await_topics(kafka: KafkaSettings, uses: Uses | None = None, patience_s: float = 60.0) -> None:
     """`ensure_topics`, waiting for a Kafka that is still starting; one that does not let us in is not waited for.
 
     Raises
@@ -47,7 +46,7 @@ async def await_topics(
     told = False
     while True:
         try:
-            await ensure_topics(kafka, needed)
+            await ensure_topics(kafka, uses)
         except KafkaUnreachable as error:
             if time.monotonic() > give_up_s:
                 raise
@@ -59,7 +58,7 @@ async def await_topics(
             return
 
 
-async def ensure_topics(kafka: KafkaSettings, needed: Collection[str] | None = None) -> list[str]:
+async def ensure_topics(kafka: KafkaSettings, uses: Uses | None = None) -> list[str]:
     """Make the topics that are missing, and wait until every partition has a leader.
 
     A topic that exists is never changed: that is its owner's business. If it refuses messages as large as those that
@@ -67,9 +66,9 @@ async def ensure_topics(kafka: KafkaSettings, needed: Collection[str] | None = N
 
     Parameters
     ----------
-    needed
-        Those that the caller reads or writes, all by default. Others are made as well where that is allowed; a user
-        with few rights may not even see them.
+    uses
+        What the caller is going to do; None: not said, all topics must be there. Other topics are made as well where
+        that is allowed; a user with few rights may not even see them.
 
     Returns
     -------
@@ -79,7 +78,7 @@ async def ensure_topics(kafka: KafkaSettings, needed: Collection[str] | None = N
     Raises
     ------
     TopicError
-        If the cluster cannot be reached, or does not let this user make a topic.
+        If the cluster cannot be reached, or this user lacks the right to make a topic, or one that `uses` takes.
     """
     from aiokafka.admin import AIOKafkaAdminClient
     from aiokafka.errors import KafkaError
@@ -98,12 +97,16 @@ async def ensure_topics(kafka: KafkaSettings, needed: Collection[str] | None = N
             # Asked for all: where brokers create topics by themselves, asking for a missing one makes it.
             existing = set(await admin.list_topics())
             missing = [name for name in _wanted(kafka) if name not in existing]
-            made = await _make(admin, kafka, missing, set(_wanted(kafka)) if needed is None else set(needed))
+            made = await _make(admin, kafka, missing, set(_wanted(kafka)) if uses is None else uses.topics)
             await _wait_for_leaders(admin, made)
             others = {name: size for name, size in _wanted(kafka).items() if name not in made}
             await _warn_of_small_limits(admin, others)
+            if uses is not None:
+                await _check_rights(admin, kafka, uses)
         except KafkaError as error:
-            raise TopicError(f"{where}: {error}") from error
+            # Such as a coordinator of groups that is not there yet.
+            kind = KafkaUnreachable if error.retriable else TopicError
+            raise kind(f"{where}: {error}") from error
         return made
     finally:
         await admin.close()
@@ -162,8 +165,24 @@ async def _make(
     return made
 
 
-def _denied(kafka: KafkaSettings, names: list[str]) -> str:
-    who = f"user {kafka.username!r}" if kafka.username else "this client"
+async def _check_rights(admin: AIOKafkaAdminClient, kafka: KafkaSettings, uses: Uses) -> None:
+    from deploy.kafka_rights import missing_rights
+
+    if lacking := await missing_rights(admin, uses):
+        raise TopicError(
+            f"{kafka.bootstrap_servers}: {_who(kafka)} lacks {', '.join(lacking)}; docs/security.md has the commands "
+            "that grant it"
+        )
+
+
+def _who(kafka: KafkaSettings) -> str:
+    if kafka.username:
+        return f"user {kafka.username!r}"
+    return f"the client of {kafka.certificate_file}" if kafka.certificate_file else "this client"
+
+
+def _denied(kafka: KafkaSettings, names: Sequence[str]) -> str:
+    who = _who(kafka)
     sizes = _wanted(kafka)
     wanted = ", ".join(name + (f" ({_SIZE}={sizes[name]})" if sizes[name] else "") for name in names)
     return (

@@ -52,7 +52,7 @@ class Collecting:
     async def flush(self):
         pass
 
-async def there(kafka, needed=()):
+async def there(kafka, uses=None):
     pass
 
 if __name__ == "__main__":
@@ -107,7 +107,7 @@ class Published(list):
 def run(monkeypatch, tmp_path):
     """Runs the command; gives its result and what it published."""
 
-    async def there(kafka, needed=()):
+    async def there(kafka, uses=None):
         pass
 
     for name in [name for name in os.environ if name.startswith("AEWATCH_")]:

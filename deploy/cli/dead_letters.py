@@ -24,10 +24,11 @@ def dead_letters(limit: int, as_json: bool) -> None:
     in_force = settings()
     from aiokafka.errors import KafkaError
 
+    from deploy.kafka_rights import Uses
     from deploy.topics import TopicError, await_topics
 
     with plain_errors(KafkaError, TopicError):
-        asyncio.run(await_topics(in_force.kafka, needed=(in_force.kafka.deadletter_topic,), patience_s=5.0))
+        asyncio.run(await_topics(in_force.kafka, Uses(reads=(in_force.kafka.deadletter_topic,)), patience_s=5.0))
         letters = asyncio.run(_read(in_force.kafka, limit))
     for letter in letters:
         if as_json:

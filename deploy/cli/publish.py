@@ -114,6 +114,7 @@ async def _play(
     advance: Callable[[Progress], None],
     with_keys: bool,
 ) -> Sent:
+    from deploy.kafka_rights import Uses
     from deploy.pipeline import stop_on_signals
     from deploy.topics import await_topics
     from producers.publisher import Publisher
@@ -128,7 +129,7 @@ async def _play(
         done = progress
         advance(progress)
 
-    await await_topics(in_force.kafka, needed=(in_force.kafka.frames_topic,))
+    await await_topics(in_force.kafka, Uses(writes=(in_force.kafka.frames_topic,)))
     async with Publisher(in_force.kafka.client_options(), in_force.kafka.frames_topic) as publisher:
         playing = asyncio.create_task(play(publisher, note))
         stopping = asyncio.create_task(stop.wait())

@@ -26,6 +26,7 @@ def window(bundle: str | None) -> None:
     Several at once share the partitions of the frames topic.
     """
     in_force = settings()
+    from deploy.kafka_rights import Uses
     from deploy.pipeline import window_spec
     from deploy.role_metrics import agent_metrics
     from deploy.role_pages import ListenError
@@ -47,8 +48,8 @@ def window(bundle: str | None) -> None:
 
     with plain_errors(BundleError, TopicError, ListenError):
         card = read_card(in_force.bundle_path(bundle))
-        needed = (kafka.frames_topic, kafka.windows_topic, kafka.deadletter_topic)
-        asyncio.run(await_topics(kafka, needed=needed))
+        uses = Uses((kafka.frames_topic,), (kafka.windows_topic, kafka.deadletter_topic), agent.group)
+        asyncio.run(await_topics(kafka, uses))
         status = run_window_agent(
             bootstrap=kafka.bootstrap_servers,
             client_options=kafka.client_options(),
