@@ -270,7 +270,8 @@ class WindowAgent:
 
     async def _take(self, event: EventT[Any]) -> None:
         message = event.message
-        if message.generation_id != self._app.consumer_generation_id:
+        # From the revocation to the next assignment the generation stays what it was, but nothing is handed out.
+        if message.generation_id != self._app.consumer_generation_id or not self._app.flow_control.is_active():
             return
         partition = self._partitions.get(message.tp)
         if partition is None:
