@@ -69,7 +69,7 @@ async def drain(settings: Settings, sensors: Collection[str], since: str, patien
 
 
 def late_note(patience_s: float, group: str, topic: str, hold_s: float | None) -> str:
-    """What to say of a group that was not done in time; `hold_s` is how long a silent sensor may hold it up, if it may."""
+    """What to say of a group that was late; `hold_s` is how long a silent sensor may hold it up, None if it cannot."""
     held = f" Or did another sensor stop in mid-window? That holds up its commit for {hold_s:g} s." if hold_s else ""
     return (
         f"after {patience_s:g} s group {group} had not worked off {topic}: later alerts are missing. "

@@ -348,7 +348,8 @@ def summary(report: ReplayReport) -> str:
         held = f" and {of.count('held')} while the alarm was open" if of.count("held") else ""
         delay = f"; delay median {of.delays.median_s:.3f} s, largest {of.delays.largest_s:.3f} s" if of.delays else ""
         lines.append(
-            f"{of.model.name} {of.model.version}: of {counted(len(of.events), 'event')} {of.count('found')} found{held}, "
+            f"{of.model.name} {of.model.version}: of {counted(len(of.events), 'event')} "
+            f"{of.count('found')} found{held}, "
             f"{of.count('wrong')} taken for something else, {of.count('missed')} missed; "
             f"{counted(len(of.invented), 'alert')} invented{rate}{delay}"
         )
