@@ -7,7 +7,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -151,8 +151,7 @@ class _Run:
                     await self._block(source, block)
             finally:
                 for framer in self._framers.values():
-                    for frame in framer.end():
-                        await self._take(frame, cut_here=True)
+                    await self._take(framer.end(), cut_here=True)
         else:
             assert isinstance(source, FrameSource)
             sensors = {sensor.channel: sensor.id for sensor in self._plan.sensors}
@@ -161,7 +160,7 @@ class _Run:
                     await self._settle()
                     await asyncio.to_thread(item.reached)
                 else:
-                    await self._take(item)
+                    await self._take((item,))
 
     async def _block(self, source: BlockSource, block: Block) -> None:
         columns = as_columns(block.samples, source.channels)
@@ -169,8 +168,8 @@ class _Run:
             self._begin(source, columns)
         for sensor in self._plan.sensors:
             samples = columns[:, sensor.channel]
-            for frame in self._framers[sensor.id].push(samples, block.lost):
-                await self._take(frame, cut_here=True)
+            if frames := self._framers[sensor.id].push(samples, block.lost):
+                await self._take(frames, cut_here=True)
 
     def _begin(self, source: BlockSource, columns: Any) -> None:
         if missing := [sensor for sensor in self._plan.sensors if sensor.channel >= source.channels]:
@@ -190,9 +189,10 @@ class _Run:
                 self.epoch_ns,
             )
 
-    async def _take(self, frame: Frame, *, cut_here: bool = False) -> None:
+    async def _take(self, frames: Sequence[Frame], *, cut_here: bool = False) -> None:
         try:
-            await self._ingest.take(frame, cut_here=cut_here)
+            for frame in frames:
+                await self._ingest.take(frame, cut_here=cut_here)
         except Exception:
             self.sink_failed = True
             raise

@@ -219,7 +219,7 @@ def _sample_type(samples: Samples) -> SampleType:
 def encode_frame(frame: Frame) -> bytes:
     """One frame as bytes; several may be joined into one message."""
     sample_type = _sample_type(frame.samples)
-    payload = np.ascontiguousarray(frame.samples, dtype=SAMPLE_DTYPES[sample_type])
+    payload = np.ascontiguousarray(frame.samples, dtype=SAMPLE_DTYPES[sample_type]).data
     header = _PACKED_FRAME_HEADER.pack(
         FRAME_MAGIC,
         VERSION,
@@ -232,10 +232,10 @@ def encode_frame(frame: Frame) -> bytes:
         frame.rate_hz.numerator,
         frame.rate_hz.denominator,
         len(payload),
-        zlib.crc32(payload.data),
+        zlib.crc32(payload),
         frame.volts_per_count,
     )
-    return b"".join((header, payload.data))
+    return b"".join((header, payload))
 
 
 def decode_frames(sensor: str, message: bytes) -> DecodedFrames:

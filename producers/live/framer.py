@@ -10,7 +10,9 @@ import numpy as np
 
 from stream.records import Flags, Frame, Samples, samples_to_ns
 
-_NO_FLAGS = Flags(0)  # made once, as this is done for every frame
+# Made once, as this is done for every frame.
+_NO_FLAGS = Flags(0)
+_INT16, _FLOAT32 = np.dtype(np.int16), np.dtype(np.float32)
 
 
 class Framer:
@@ -59,7 +61,7 @@ class Framer:
         if lost:
             frames += self.flush()
             self._skip(lost)
-        if samples.dtype == np.float32 and not np.isfinite(samples.sum(dtype=np.float64)):
+        if samples.dtype == _FLOAT32 and not np.isfinite(samples.sum(dtype=np.float64)):
             for part, sound in _runs(samples):
                 if sound:
                     frames += self.push(part)
@@ -117,7 +119,7 @@ class Framer:
 def clips(samples: Samples) -> bool:
     """Whether any of them, if they are int16, is at an end of the converter's range."""
     # Places are found several times as fast as `max` and `min` find values.
-    return samples.dtype == np.int16 and (
+    return samples.dtype == _INT16 and (
         samples.item(samples.argmax()) == 32_767 or samples.item(samples.argmin()) == -32_768
     )
 
