@@ -137,8 +137,7 @@ class RedisSettings(Section):
             url = f"{scheme}://{quote(self.username, safe='')}:{quote(password, safe='')}@{rest}"
         for name, path in zip(("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"), _tls_files(self), strict=True):
             if path is not None:
-                # Twice, as redis-py reads it twice.
-                url += f"{'&' if '?' in url else '?'}{name}={quote(quote(str(_at_home(path)), safe=''), safe='')}"
+                url += f"{'&' if '?' in url else '?'}{name}={quote(str(_at_home(path)), safe='')}"
         return url
 
 

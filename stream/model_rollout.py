@@ -83,7 +83,7 @@ async def await_orders(board: ModelBoard) -> Orders:
             return await board.orders()
         except NoPermissionError as error:
             log.error(
-                "may not read which model is wanted, so the settings' one it is; docs/redis.md has the rights",
+                "may not read which model is wanted, so the settings' one it is; docs/security.md has the rights",
                 extra={"error": str(error)},
             )
             return Orders()

@@ -25,6 +25,9 @@ from stream.tls_files import TlsFilesError, client_context
 #: What OpenSSL says when the two ends do not want each other; anything else may be a line that broke.
 TLS_REFUSALS = ("CERTIFICATE", "UNKNOWN_CA", "WRONG_VERSION_NUMBER", "HANDSHAKE_FAILURE", "PROTOCOL_VERSION")
 
+#: How servers say that a user lacks a right, by itself and inside a function; Redis 7.0 has words of its own.
+DENIALS = ("NOPERM", "ACL failure", "The user executing the script can't")
+
 SENTINEL_SCHEMES = {"redis+sentinel": "redis", "rediss+sentinel": "rediss"}
 SENTINEL_PORT = 26379
 
@@ -77,7 +80,7 @@ def is_refusal(error: BaseException) -> bool:
 def way_out(error: BaseException) -> str:
     """What to do about an error of Redis, in a few words."""
     text = str(error)
-    if isinstance(error, NoPermissionError) or "NOPERM" in text or "ACL failure" in text:
+    if isinstance(error, NoPermissionError) or any(word in text for word in DENIALS):
         return "this user has not the right; docs/security.md lists the rights of each role"
     if isinstance(error, AuthenticationError | AuthorizationError):
         return "are user and password right (redis.username and redis.password, or in redis.url)?"
@@ -91,6 +94,8 @@ def way_out(error: BaseException) -> str:
         return "the server wants a certificate of this client: redis.certificate_file and redis.key_file"
     if "WRONG_VERSION_NUMBER" in text:
         return "the server does not speak TLS there; its TLS port is another one, or use redis://"
+    if "Connection closed by server" in text:
+        return "is it a Redis that speaks TLS (rediss://), or not (redis://), and does it want a client's certificate?"
     return "is it running (`aewatch up`), is AEWATCH_REDIS__URL right?"
 
 

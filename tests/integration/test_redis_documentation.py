@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError
 
 from deploy.local_stack.valkey import Valkey
 from stream.alarm_state import SensorState
-from stream.alert_filter import AlertFilter
 from stream.alert_store import AlertStore, Keys
 from stream.model_board import ModelBoard, WorkerReport
 from stream.sensor_summary import summary_fields
@@ -74,39 +72,6 @@ async def test_every_command_is_accepted(redis: Any) -> None:
             await listener.aclose()
             continue
         await redis.execute_command(*arguments)
-
-
-async def test_the_users_it_makes_can_do_their_work_and_no_more(server: Valkey, redis: Any) -> None:
-    for command in COMMANDS:
-        if command.startswith("ACL"):
-            await redis.execute_command(*shlex.split(command))
-    worker = server.url.replace("redis://", "redis://aewatch-worker:secret1@")
-    reader = server.url.replace("redis://", "redis://aewatch-reader:secret2@")
-    await redis.function_flush()
-    async with AlertStore(worker) as store:
-        await work(store, [window(n, sensor="fresh", knock=0.9) for n in range(20, 23)], RULES)
-    models = server.url.replace("redis://", "redis://aewatch-models:secret3@")
-    report = WorkerReport("h-1-ab", "g", 5, "a" * 16, "one", "/one", 17)
-    async with ModelBoard(worker) as at_work, ModelBoard(models) as operator, ModelBoard(reader) as watcher:
-        order = await operator.order("live", version="b" * 16, name="b", path="/b", by="ann")
-        assert (await at_work.exchange(report)).live == order
-        assert await operator.withdraw("live", order, None)
-        assert not await operator.withdraw("live", order, None)
-        assert await operator.workers() == await watcher.workers() == [report]
-        await at_work.forget_dead()
-        await at_work.leave(report.worker)
-        with pytest.raises(NoPermissionError):
-            await watcher.order("live", version="", name="", path="", by="")
-    async with Alerts(reader) as alerts:
-        cursors = [cursor async for cursor, _ in alerts.history(wanted=AlertFilter(sensors=["fresh"]))]
-        assert len(cursors) == 1
-        assert (await anext(alerts.follow("0")))[1].number == 1
-        assert await alerts.active()
-        assert "fresh" in [sensor.sensor for sensor in await alerts.sensors()]
-    async with Redis.from_url(worker) as client, Redis.from_url(reader) as looker:
-        for user, command in ((client, "FLUSHALL"), (client, "KEYS *"), (looker, "DEL aewatch:alerts")):
-            with pytest.raises(NoPermissionError):
-                await user.execute_command(*shlex.split(command))
 
 
 def test_every_field_of_a_sensor_is_told() -> None:
