@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import msgspec
@@ -308,7 +308,7 @@ def _read(path: Path) -> tuple[Arrays, dict[str, str]]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise WeightsImportError(error.strerror or str(error)) from error
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise WeightsImportError(
             "holds more than tensors, which may be a program; ask its maker for the state dict alone, or safetensors"
         ) from error
