@@ -114,3 +114,5 @@ def configure(level: str, style: str, secrets: Iterable[str] = ()) -> None:
     root.setLevel(logging.DEBUG if level == "DEBUG" else logging.WARNING)
     for name in OWN:
         logging.getLogger(name).setLevel(level)
+    # At DEBUG it shows every request as it goes out, a login with its password among them.
+    logging.getLogger("aiokafka.conn").setLevel(max(logging.INFO, root.level))

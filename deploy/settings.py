@@ -125,7 +125,7 @@ class RedisSettings(Section):
         _check_tls_fields(self, parts.scheme.startswith("rediss"), "url begins with rediss://")
         if self.username and not self.password.get_secret_value():
             raise ValueError(f"username {self.username} has no password; set AEWATCH_REDIS__PASSWORD")
-        if self.password.get_secret_value() and "@" in parts.netloc:
+        if self.password.get_secret_value() and "@" in self.url.get_secret_value():
             raise ValueError("a login is in url and in password; leave one of them out")
         return self
 
@@ -237,11 +237,8 @@ class Settings(BaseSettings):
     @property
     def secrets(self) -> list[str]:
         """What must not be seen, wherever it may be written."""
-        ours = [self.kafka.password, self.redis.password]
-        return [
-            *(secret.get_secret_value() for secret in ours),
-            *passwords_of(self.redis.url.get_secret_value()),
-        ]
+        fields = (self.kafka.password.get_secret_value(), self.redis.password.get_secret_value())
+        return [*filter(None, fields), *passwords_of(self.redis.url.get_secret_value())]
 
     def bundle_path(self, named: str | None = None) -> Path:
         """Folder of the model bundle named here, or else in the settings."""

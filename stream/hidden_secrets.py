@@ -36,13 +36,9 @@ def hiding(secrets: Iterable[str]) -> Callable[[str], str]:
 
 
 def _ways_to_write(secret: str) -> set[str]:
+    """Bare, in a URL, as JSON, as Python shows it, and the last two within JSON."""
     as_bytes = secret.encode("utf-8", "surrogateescape")
-    return {
-        secret,
-        quote(as_bytes, safe=""),
-        quote_plus(as_bytes),
-        json.dumps(secret)[1:-1],
-        json.dumps(secret, ensure_ascii=False)[1:-1],
-        repr(secret)[1:-1],
-        repr(as_bytes)[2:-1],
-    }
+    ways = {secret, quote(as_bytes, safe=""), quote_plus(as_bytes), repr(secret)[1:-1], repr(as_bytes)[2:-1]}
+    for _ in range(2):
+        ways |= {json.dumps(way, ensure_ascii=ascii)[1:-1] for way in set(ways) for ascii in (True, False)}
+    return ways
