@@ -80,10 +80,11 @@ def _sink(file: SensorsFile, kafka: KafkaSettings) -> Forwarder | Publisher:
 def producer_state(ingest: Ingest, sink: Forwarder | Publisher) -> ProducerState:
     """How the producer and its sensors are now."""
     now_ns = time.time_ns()
-    sensors = [meter.report(now_ns) for meter in ingest.meters.values()]
     if isinstance(sink, Forwarder):
         status = sink.status
-        return ProducerState(sensors, _totals(status), _broker(status))
+        spooled = [meter.report(now_ns, sink.spooled_frames(sensor)) for sensor, meter in ingest.meters.items()]
+        return ProducerState(spooled, _totals(status), _broker(status))
+    sensors = [meter.report(now_ns) for meter in ingest.meters.values()]
     counts = sink.counts
     waiting = counts.frames - counts.acknowledged_frames
     totals = {

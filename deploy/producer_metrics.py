@@ -22,6 +22,7 @@ SENSOR_METRICS = (
     ("sensor_epochs", "epochs", "starts of the device", True),
     ("sensor_clipped_ratio", "clipped_share", "samples of the last 10 s at the ends of the converter's range", False),
     ("sensor_flat", "flat", "1 where samples have not changed for long", False),
+    ("sensor_spooled_frames", "spooled_frames", "frames that wait in the spool for the broker now", False),
     ("sensor_drift_ppm", "drift_ppm", "by how much the device's clock is slow (positive) or fast", False),
     (
         "sensor_clock_offset_seconds",

@@ -197,6 +197,10 @@ class Forwarder:
             damaged_places=self._spool.counts.damaged_places,
         )
 
+    def spooled_frames(self, sensor: str) -> int:
+        """Frames of this sensor in the spool now."""
+        return self._spool.pending_of(sensor.encode())
+
     async def publish(self, frame: Frame) -> None:
         """Take `frame` on, waiting for room where the spool is full and its policy is "block".
 

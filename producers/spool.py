@@ -182,6 +182,10 @@ class Spool:
         """Whether a frame of this sensor is not acknowledged."""
         return self._pending[key] > 0
 
+    def pending_of(self, key: bytes) -> int:
+        """Frames of this sensor that are not acknowledged."""
+        return self._pending[key]
+
     def is_unread(self, key: bytes) -> bool:
         """Whether a frame of this sensor has not been read since the last `rewind`."""
         return self._unread[key] > 0

@@ -73,14 +73,19 @@ def show_producer(where: str, globs: Sequence[str], as_json: bool) -> None:
 
 
 def _condition(one: dict[str, Any]) -> str:
+    waiting = one["spooled_frames"]
+    spooled = [] if waiting is None else [f"{waiting:,} in the spool"]
     if one["lag_s"] is None:
-        return f"{one['state']}, no frame yet" + (f": {one['error']}" if one["error"] else "")
+        # What is in the spool is of an earlier start.
+        condition = ", ".join([one["state"], *(spooled if waiting else []), "no frame yet"])
+        return condition + (f": {one['error']}" if one["error"] else "")
     told = [
         one["state"],
         f"{one['measured_rate_hz']:,.0f} of {one['rate_hz']:,.0f} Hz",
         f"last frame {_ago(one['last_frame_s'])} ago",
         f"{_ago(abs(one['lag_s']))} {'behind' if one['lag_s'] >= 0 else 'ahead of this clock'}",
         f"{one['gaps']} gap{'s' * (one['gaps'] != 1)}",
+        *spooled,
     ]
     if one["drift_ppm"] is not None:
         told.append(f"clock {one['drift_ppm']:+.0f} ppm")

@@ -42,6 +42,7 @@ class SensorReport:
     flat: bool
     drift_ppm: float | None  #: see `producers.live.clock_drift`
     offset_s: float
+    spooled_frames: int | None = None  #: that wait on the disk for the broker; None without a spool
 
 
 class SensorMeter:
@@ -115,8 +116,8 @@ class SensorMeter:
             self._unchanged_ns = 0
         self._last_value = last_value
 
-    def report(self, now_ns: int) -> SensorReport:
-        """How it is at `now_ns`."""
+    def report(self, now_ns: int, spooled_frames: int | None = None) -> SensorReport:
+        """How it is at `now_ns`; what of it is in the spool is known to whoever has one."""
         self._forget(now_ns)
         samples = sum(count for _, count, _ in self._recent)
         clipped = sum(count for _, _, count in self._recent)
@@ -139,6 +140,7 @@ class SensorMeter:
             flat=self._unchanged_ns >= self._flat_ns,
             drift_ppm=self.drift.drift_ppm,
             offset_s=self.drift.offset_s,
+            spooled_frames=spooled_frames,
         )
 
     def _forget(self, now_ns: int) -> None:
