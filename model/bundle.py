@@ -264,7 +264,7 @@ def _read_card(path: Path) -> tuple[BundleCard, dict[str, Any]]:
     data = _read(path, MAX_CARD_BYTES)
     try:
         content = msgspec.json.decode(data, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BundleError(f"{path}: not a model card: {error}") from error
     if (found := content.get("format")) != FORMAT:
         raise BundleError(f"{path}: format version {found}, this program reads {FORMAT}; install a matching aewatch")

@@ -9,7 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.bundle import CARD_FILE, WEIGHTS_FILE, BundleCard, BundleError, load_weights, read_card
+from model.bundle import (
+    CARD_FILE,
+    MAX_CARD_BYTES,
+    MAX_WEIGHTS_BYTES,
+    WEIGHTS_FILE,
+    BundleCard,
+    BundleError,
+    load_weights,
+    read_card,
+)
 
 README_FILE = "README.md"
 
@@ -95,12 +104,16 @@ def find_bundle(version: str, places: Iterable[Path]) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
+    limit = MAX_WEIGHTS_BYTES if source.name == WEIGHTS_FILE else MAX_CARD_BYTES
     try:
-        data = source.read_bytes()
+        with source.open("rb") as file:
+            data = file.read(limit + 1)
     except OSError as error:
         raise BundleError(
             f"{source}: {error.strerror}; a bundle is a folder with {CARD_FILE} and {WEIGHTS_FILE}"
         ) from error
+    if len(data) > limit:
+        raise BundleError(f"{source}: over {limit:,} bytes, which no bundle has")
     with target.open("wb") as file:
         file.write(data)
         file.flush()

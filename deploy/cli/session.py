@@ -15,6 +15,8 @@ from stream.hidden_secrets import without_password as without_password
 if TYPE_CHECKING:
     from deploy.settings import Settings
 
+MAX_FILE_BYTES = 1 << 20
+
 
 def settings() -> Settings:
     """The settings in force, and logging as they say.
@@ -35,6 +37,8 @@ def settings() -> Settings:
     path = config_path()
     if path is not None and not path.is_file():
         raise click.ClickException(f"{path}: no such settings file; AEWATCH_CONFIG or --config names it")
+    if path is not None and path.stat().st_size > MAX_FILE_BYTES:
+        raise click.ClickException(f"{path}: over {MAX_FILE_BYTES:,} bytes; is it a settings file?")
     unknown = sorted(
         name
         for name in os.environ
@@ -46,7 +50,7 @@ def settings() -> Settings:
         raise click.ClickException(f"no such setting: {', '.join(unknown)}; `aewatch config show` lists all of them")
     try:
         loaded = Settings().at_local_stack()
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise click.ClickException(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
         places = f"{ENV_PREFIX}… variables" + (f" or {path}" if path else "")

@@ -38,6 +38,8 @@ SPLIT_NAMES = {name: name for name in SPLITS} | {"val": "validation", "valid": "
 TOLD_NAMES = 5
 TOLD_ROWS = 20  #: of all that are wrong, so many are told at once
 MAX_CHANNEL = 65_535
+MAX_TABLE_BYTES = 1 << 28  #: of a table as text
+MAX_ROWS = 5_000_000  #: a Parquet file of a few bytes can hold any number
 
 EACH_FILE_A_RECORDING = (
     "each file counts as a recording of its own; if several were cut from one original, a split may put them on both "
@@ -298,6 +300,8 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 def _csv_rows(path: Path) -> tuple[list[str], list[_Row]]:
     """Header and rows. Separated by commas, semicolons or tabs, whichever makes the header a header."""
     try:
+        if path.stat().st_size > MAX_TABLE_BYTES:
+            raise ManifestError(f"{path}: over {MAX_TABLE_BYTES:,} bytes; no table of labels is so large, split it")
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             delimiter = max(",;\t", key=lambda mark: _known_columns(first, mark))
@@ -334,6 +338,8 @@ def _parquet_rows(path: Path) -> tuple[list[str], list[_Row]]:
         raise ManifestError(f"{path}: reading Parquet needs pyarrow; pip install 'aewatch[train]'") from error
     try:
         with parquet.ParquetFile(path) as file:
+            if file.metadata.num_rows > MAX_ROWS:
+                raise ManifestError(f"{path}: {file.metadata.num_rows:,} rows; at most {MAX_ROWS:,} are read, split it")
             names: list[str] = file.schema_arrow.names
             header = [name.strip().lower() for name in names]
             _check_header(path, header)

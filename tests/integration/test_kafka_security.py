@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import MessageSizeTooLargeError
 
 from deploy.kafka_rights import Uses
 from deploy.processes import Child, Children
@@ -183,3 +186,45 @@ def test_a_window_agent_without_its_group_ends_instead_of_waiting_for_partitions
     with children(tmp_path, kafka.as_user("groupless"), redis_url) as started:
         text = ended(started.start("window", ["window"]))
     assert "lacks READ on group aewatch-windows" in text
+
+
+def said_at_debug(kafka: GuardedKafka, redis_url: str, folder: Path, settings: KafkaSettings) -> tuple[int, str]:
+    started = children(folder, settings, redis_url)
+    with started:
+        started.variables = {**started.variables, "AEWATCH_LOG__LEVEL": "DEBUG"}
+        child = started.start("dead-letters", ["dead-letters"])
+        return child.wait(60), child.log.read_text()
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
+@pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
+def test_at_debug_a_process_writes_no_password(
+    kafka: GuardedKafka, redis_url: str, tmp_path: Path, mechanism: str, right: bool
+) -> None:
+    settings = kafka.as_user("aewatch-reader", mechanism, **({} if right else {"password": "Wrong-Zq7-Secret"}))
+    status, text = said_at_debug(kafka, redis_url, tmp_path, settings)
+    assert status == (0 if right else 1), text
+    assert "DEBUG" in text
+    for secret in (*kafka.passwords.values(), "Wrong-Zq7-Secret"):
+        assert secret not in text
+
+
+async def test_a_topic_that_stores_uncompressed_takes_no_batch_that_unfolds_beyond_its_limit(
+    kafka: GuardedKafka,
+) -> None:
+    bomb = bytes(40 << 20)
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.server.address)
+    await admin.start()
+    limits = {"max.message.bytes": str(34 << 20)}
+    await admin.create_topics(
+        [
+            NewTopic("open", 1, 1, topic_configs=limits),
+            NewTopic("shut", 1, 1, topic_configs={**limits, "compression.type": "uncompressed"}),
+        ]
+    )
+    await admin.close()
+    options = {"bootstrap_servers": kafka.server.address, "max_request_size": 64 << 20, "compression_type": "gzip"}
+    async with AIOKafkaProducer(**options) as producer:
+        await producer.send_and_wait("open", bomb)
+        with pytest.raises(MessageSizeTooLargeError):
+            await producer.send_and_wait("shut", bomb)
