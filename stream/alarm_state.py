@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from stream.episodes import Condition
+from stream.json_decoding import decode_json
 
 STATE_VERSION = 1
 REMEMBERED_OPERATIONS = 8
@@ -110,12 +111,12 @@ def decode_state(stored: bytes, sensor: str) -> SensorState:
     """
     remedy = "delete the sensor's key to begin anew without its open episodes"
     try:
-        version = _version_decoder.decode(stored).v
+        version = decode_json(_version_decoder, stored).v
         if version != STATE_VERSION:
             raise BadState(
                 f"{sensor}: alarm state of version {version}, this program knows {STATE_VERSION}; "
                 f"run the release that wrote it, or {remedy}"
             )
-        return _decoder.decode(stored).state
+        return decode_json(_decoder, stored).state
     except msgspec.DecodeError as error:
         raise BadState(f"{sensor}: not an alarm state: {error}; {remedy}") from error

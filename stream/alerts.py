@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from stream.json_decoding import decode_json
 from stream.predictions import HitFeatures
 
 #: 2000-01-01. Event times before are those of a recording that says no time, or of a device without a clock.
@@ -105,4 +106,4 @@ def decode_alert(message: bytes | str) -> Alert:
     msgspec.DecodeError
         If it is not JSON or a field is missing or of another type.
     """
-    return _decoder.decode(message)
+    return decode_json(_decoder, message)

@@ -79,7 +79,7 @@ def decode_dead_letter(record: ConsumerRecord[bytes, bytes]) -> DeadLetter:
     BadRecord
         If a header is missing or is not what it should be, as in a record that some other program wrote.
     """
-    headers = dict(record.headers)
+    headers = {name: value or b"" for name, value in record.headers}  # Kafka knows headers without a value
     try:
         truncated_from = headers.get("truncated_from")
         return DeadLetter(

@@ -21,6 +21,8 @@ from stream.shadow_comparison import Comparison, decode_comparison, encode_compa
 #: A worker that has said nothing for so long is gone.
 WORKER_GONE_S = 10.0
 
+MAX_DIGITS = 20
+
 Place = Literal["live", "shadow"]
 
 
@@ -34,6 +36,9 @@ class Outcome(StrEnum):
     REFUSED = "refused"  #: does not run it; the reason says why
     OFF = "off"  #: runs no shadow, as ordered
     FAILED = "failed"  #: the shadow ran and broke; the reason says how
+
+
+OUTCOMES = frozenset(Outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +199,16 @@ def _start(place: Place) -> str:
     return "" if place == "live" else "shadow_"
 
 
+def _texts(fields: Mapping[bytes, bytes]) -> dict[str, str]:
+    return {name.decode("utf-8", "replace"): value.decode("utf-8", "replace") for name, value in fields.items()}
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) <= MAX_DIGITS else 0
+
+
 def _orders(fields: Mapping[bytes, bytes]) -> Orders:
-    texts = {name.decode(): value.decode() for name, value in fields.items()}
+    texts = _texts(fields)
     return Orders(_order(texts, "live"), _order(texts, "shadow"))
 
 
@@ -211,17 +224,16 @@ def _order_fields(order: Order, place: Place) -> dict[str, str | int]:
 
 def _order(texts: Mapping[str, str], place: Place) -> Order | None:
     start = _start(place)
-    generation = texts.get(f"{start}generation", "")
-    if not generation.isdecimal():
+    generation = _number(texts.get(f"{start}generation", ""))
+    if not generation:
         return None
-    at_ns = texts.get(f"{start}at_ns", "")
     return Order(
-        generation=int(generation),
+        generation=generation,
         version=texts.get(f"{start}version", ""),
         name=texts.get(f"{start}name", ""),
         path=texts.get(f"{start}path", ""),
         by=texts.get(f"{start}by", ""),
-        at_ns=int(at_ns) if at_ns.isdecimal() else 0,
+        at_ns=_number(texts.get(f"{start}at_ns", "")),
     )
 
 
@@ -257,19 +269,18 @@ def _answer_fields(start: str, answer: Answer | None) -> dict[str, Any]:
 
 
 def _read_report(worker: str, fields: Mapping[bytes, bytes]) -> WorkerReport:
-    texts = {name.decode(): value.decode() for name, value in fields.items()}
+    texts = _texts(fields)
 
     def number(name: str) -> int:
-        text = texts.get(name, "")
-        return int(text) if text.isdecimal() else 0
+        return _number(texts.get(name, ""))
 
     def answer(start: str) -> Answer | None:
-        generation = number(f"{start}generation")
-        if not generation:
+        generation, outcome = number(f"{start}generation"), texts.get(f"{start}outcome", "")
+        if not generation or outcome not in OUTCOMES:
             return None
         return Answer(
             generation,
-            Outcome(texts[f"{start}outcome"]),
+            Outcome(outcome),
             texts.get(f"{start}ordered", ""),
             texts.get(f"{start}before", ""),
             texts.get(f"{start}reason", ""),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from stream.json_decoding import decode_json
+
 
 class HitFeatures(msgspec.Struct, frozen=True):
     """Acoustic-emission features of one window, in the units of EN 1330-9."""
@@ -64,4 +66,4 @@ def decode_prediction(message: bytes) -> Prediction:
     msgspec.DecodeError
         If it is not JSON or a field is missing or of another type.
     """
-    return _decoder.decode(message)
+    return decode_json(_decoder, message)

@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from stream.alarm_state import SensorState
+from stream.json_decoding import decode_json
 from stream.predictions import Prediction
+
+Number = TypeVar("Number", int, float)
+
+_names = msgspec.json.Decoder(list[str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +68,36 @@ def summary_fields(state: SensorState, latest: Prediction | None) -> dict[str, A
 
 
 def read_summary(sensor: str, fields: Mapping[bytes, bytes]) -> SensorSummary:
-    """The summary in a sensor's hash; a field that is not there counts as zero or empty."""
+    """The summary in a sensor's hash; a field that is not there, or not what it should be, counts as zero or empty."""
 
-    def text(name: str, otherwise: str = "0") -> str:
-        return fields.get(name.encode(), otherwise.encode()).decode()
+    def text(name: str) -> str:
+        return fields.get(name.encode(), b"").decode("utf-8", "replace")
+
+    def number(name: str, kind: type[Number]) -> Number:
+        try:
+            return kind(text(name))
+        except ValueError:
+            return kind(0)
+
+    def names(name: str) -> tuple[str, ...]:
+        try:
+            found = decode_json(_names, text(name))
+        except msgspec.DecodeError:
+            return ()
+        return tuple(found)
 
     return SensorSummary(
         sensor=sensor,
-        last_end_ns=int(text("last_end_ns")),
-        windows=int(text("windows")),
-        hits=int(text("hits")),
-        label=text("label", ""),
-        probability=float(text("probability")),
+        last_end_ns=number("last_end_ns", int),
+        windows=number("windows", int),
+        hits=number("hits", int),
+        label=text("label"),
+        probability=number("probability", float),
         unknown=text("unknown") == "1",
-        unknown_score=float(text("unknown_score")),
-        peak_db_ae=float(text("peak_db_ae")),
-        rms_db_ae=float(text("rms_db_ae")),
-        model_version=text("model_version", ""),
-        open=tuple(json.loads(text("open", "[]"))),
-        shelved=tuple(json.loads(text("shelved", "[]"))),
+        unknown_score=number("unknown_score", float),
+        peak_db_ae=number("peak_db_ae", float),
+        rms_db_ae=number("rms_db_ae", float),
+        model_version=text("model_version"),
+        open=names("open"),
+        shelved=names("shelved"),
     )

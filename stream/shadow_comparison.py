@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from stream.json_decoding import decode_json
 from stream.predictions import Prediction
 
 
@@ -82,4 +83,4 @@ def decode_comparison(text: bytes) -> Comparison:
     msgspec.DecodeError
         If it is none.
     """
-    return _decoder.decode(text)
+    return decode_json(_decoder, text)

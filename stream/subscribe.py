@@ -40,7 +40,8 @@ KEEP_TRYING_S = 30.0
 #: and write in the same rhythm would otherwise meet again and again, and the same one would lose each time.
 FIRST_PAUSE_S = 0.001
 LONGEST_PAUSE_S = 0.1
-CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?")
+MAX_DIGITS = 20
+CURSOR = re.compile(rf"[0-9]{{1,{MAX_DIGITS}}}(-[0-9]{{1,{MAX_DIGITS}}})?")
 
 
 class BadCursor(ValueError):  # noqa: N818 - says what is the matter
@@ -382,7 +383,7 @@ class _Reading:
 
 def _number(entry: Mapping[bytes, bytes]) -> int | None:
     number = entry.get(b"n", b"")
-    return int(number) if number.isdigit() else None
+    return int(number) if number.isdigit() and len(number) <= MAX_DIGITS else None
 
 
 def _readable(stored: bytes) -> Alert | None:
