@@ -124,7 +124,7 @@ def read_sensors_file(path: Path) -> SensorsFile:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SensorsFileError(f"{path}: cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise SensorsFileError(f"{path}: is no TOML: {error}") from error
     mistakes: list[str] = []
     try:

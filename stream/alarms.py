@@ -304,21 +304,21 @@ def _changed(rule: ConditionRule, changes: Mapping[str, Any], where: str) -> Con
             raise RulesError(f"{where}.{key}: no such setting; there are {', '.join([*allowed, 'enabled'])}")
     try:
         return msgspec.convert(asdict(rule) | dict(changes), ConditionRule, strict=False)
-    except (msgspec.ValidationError, RulesError) as error:
+    except (msgspec.ValidationError, UnicodeError, RulesError) as error:
         raise RulesError(f"{where}: {error}") from error
 
 
 def _convert(value: Any, wanted: type[bool], where: str) -> bool:
     try:
         return msgspec.convert(value, wanted, strict=False)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:
         raise RulesError(f"{where}: {error}") from error
 
 
 def _seconds(value: Any, where: str) -> float:
     try:
         seconds = msgspec.convert(value, float, strict=False)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:
         raise RulesError(f"{where}: {error}") from error
     if not 0 <= seconds <= 1e9:
         raise RulesError(f"{where} is {seconds}; wanted are 0 to 1e9 seconds")
