@@ -15,6 +15,7 @@ from stream.windows import SensorWindows, WindowCounts, WindowSpec
 COMPONENT = "window-agent"
 
 MAX_LETTERS_PER_MESSAGE = 64
+MAX_RATES_PER_MESSAGE = 8  # the filter for a new rate may take half a second to design
 MAX_TRACEBACK_CHARACTERS = 4000
 FAILURES_BEFORE_RESET = 2
 
@@ -191,8 +192,14 @@ class FramePartition:
         decoded = decode_frames(sensor, message)
         for reject in decoded.rejects:
             self._turn_away(made, offset, key, reject.raw, reject.byte_offset, reject.reason, reject.detail)
+        rates = set()
         for frame, begin, end in _places(decoded):
-            self._push(made, offset, key, message, frame, begin, end)
+            rates.add(frame.rate_hz)
+            if len(rates) > MAX_RATES_PER_MESSAGE:
+                detail = f"more than {MAX_RATES_PER_MESSAGE} sample rates in one message"
+                self._turn_away(made, offset, key, message[begin:end], begin, "rate", detail)
+            else:
+                self._push(made, offset, key, message, frame, begin, end)
 
     def _push(
         self, made: _Made, offset: int, key: bytes | None, message: bytes, frame: Frame, begin: int, end: int

@@ -27,6 +27,7 @@ VERSION = 1
 MAX_SENSOR_ID_BYTES = 200
 MIN_RATE_HZ = 1
 MAX_RATE_HZ = 100_000_000
+MAX_PARTS_PER_MESSAGE = 20_000  # a quarter of a million would keep the reader busy for half a minute
 MAX_INDEX = 2**62  # sample indices and nanosecond times stay well inside int64 after addition
 
 
@@ -244,6 +245,7 @@ def decode_frames(sensor: str, message: bytes) -> DecodedFrames:
     The samples of each frame are a read-only view into `message`; nothing is copied. A frame with a sound header
     and a bad payload is turned away alone. Where nothing says where the next frame begins (an unsound header, a
     sample count that lies), it is searched for: the next place with a sound header and a payload that fits its CRC.
+    What is left after `MAX_PARTS_PER_MESSAGE` frames and rejects is one more reject.
     """
     decoded = DecodedFrames()
     if not message:
@@ -251,6 +253,10 @@ def decode_frames(sensor: str, message: bytes) -> DecodedFrames:
     search = _Search(message)
     offset = 0
     while offset < len(message):
+        if len(decoded.frames) + len(decoded.rejects) >= MAX_PARTS_PER_MESSAGE:
+            detail = f"more than {MAX_PARTS_PER_MESSAGE} frames and broken places in one message"
+            decoded.rejects.append(Reject("too-many", detail, offset, message[offset:]))
+            break
         try:
             header, end = _frame_header(message, offset)
         except BadRecord as error:

@@ -18,6 +18,8 @@ from stream.resample import INT16_FULL_SCALE, Resampler, resampler
 INHERITED = Flags.OVERFLOW | Flags.SATURATED | Flags.HISTORICAL | Flags.TEST_PULSE
 
 MAX_RESAMPLED_HIT = 2**22  #: samples; 16 MiB as float32, what a frames message may hold
+#: From slower sensors, windows and the work for them would grow to thousands of times their frames.
+MAX_UPSAMPLING = 16
 REMEMBERED_RUNS = 64
 REMEMBERED_HITS = 1024
 
@@ -92,13 +94,19 @@ class _Grid:
     def at(cls, source_rate_hz: Fraction, spec: WindowSpec) -> _Grid:
         if spec.rate_hz is None or spec.rate_hz == source_rate_hz:
             return cls(spec.length, spec.hop, source_rate_hz, None)
-        between = resampler(source_rate_hz, spec.rate_hz)
-        if spec.hop * between.down < between.up:
+        if spec.hop * source_rate_hz < spec.rate_hz:
             raise BadRecord(
                 "rate",
                 f"at {float(source_rate_hz):g} Hz two windows would begin with the same sample: the hop is {spec.hop} "
                 f"at {float(spec.rate_hz):g} Hz",
             )
+        if spec.rate_hz > MAX_UPSAMPLING * source_rate_hz:
+            raise BadRecord(
+                "rate",
+                f"{float(source_rate_hz):g} Hz is less than 1/{MAX_UPSAMPLING} of the model's {float(spec.rate_hz):g} "
+                "Hz, so nothing that the model listens for can be in it",
+            )
+        between = resampler(source_rate_hz, spec.rate_hz)
         return cls(spec.length, spec.hop, spec.rate_hz, between)
 
     def resampled_count(self, count: int) -> int:

@@ -317,7 +317,7 @@ class TestHits:
     def test_a_hit_that_would_grow_beyond_measure_is_refused(self) -> None:
         spec = WindowSpec(64, 64, Fraction(16_000))
         state = SensorWindows("s", spec)
-        pushed = state.push(frame(0, MAX_RESAMPLED_HIT // 53, rate_hz=Fraction(300), flags=Flags.HIT))
+        pushed = state.push(frame(0, MAX_RESAMPLED_HIT // 15, rate_hz=Fraction(1000), flags=Flags.HIT))
         assert pushed.rejected is not None
         assert pushed.rejected.startswith("too-large: ")
         assert state.counts.refused == 1
