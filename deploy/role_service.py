@@ -31,10 +31,10 @@ async def role_service(
 
     async def tell() -> None:
         while True:
-            if health().ready or stop.is_set():
+            # A manager that is busy may have no room for a message, and this one it must not miss.
+            if stop.is_set() or (health().ready and manager.say(READY)):
                 break
             await asyncio.sleep(LOOK_EVERY_S)
-        manager.say(READY)
         await stop.wait()
         manager.say(STOPPING)
 

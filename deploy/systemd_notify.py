@@ -22,11 +22,13 @@ class ServiceManager:
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) if address else None
 
-    def say(self, message: str) -> None:
-        """Send it; never waits and never raises, from any thread."""
+    def say(self, message: str) -> bool:
+        """Send it; never waits and never raises, from any thread. False where it did not get through."""
         if self._socket is None:
-            return
+            return True
         try:
             self._socket.sendto(message.encode(), socket.MSG_DONTWAIT, self._address)
         except OSError as error:
             log.debug("systemd was not told", extra={"said": message, "error": str(error)})
+            return False
+        return True

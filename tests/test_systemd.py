@@ -59,8 +59,18 @@ def test_nothing_is_said_where_nobody_listens(tmp_path: Path) -> None:
 
 def test_a_listener_that_does_not_read_holds_nobody_up(manager: Manager) -> None:
     service = ServiceManager(manager.variables)
-    for _ in range(10_000):
-        service.say(WATCHDOG)
+    assert not all(service.say(WATCHDOG) for _ in range(10_000))
+
+
+async def test_a_manager_without_room_is_told_of_readiness_when_it_has_some(manager: Manager) -> None:
+    service = ServiceManager(manager.variables)
+    while service.say(WATCHDOG):
+        pass
+    async with role_service("", service, Health, lambda: b"", asyncio.Event()):
+        await asyncio.sleep(0.3)
+        assert READY not in manager.heard()
+        await asyncio.sleep(0.5)
+        assert manager.heard() == [READY]
 
 
 async def test_a_role_is_ready_when_it_works_and_stopping_when_it_is_told_to(manager: Manager) -> None:
