@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -202,3 +203,11 @@ def test_a_url_that_cannot_be_used_is_shown_without_its_password() -> None:
         with pytest.raises(ValueError, match=r"\*\*\*") as error:
             connect(url)
         assert not leaks(str(error.value))
+
+
+def test_every_setting_that_the_page_on_security_names_is_one() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"AEWATCH_(\w+?)__(\w+)=", text)
+    assert len(named) >= 9
+    for table, field in named:
+        assert field.lower() in Settings.model_fields[table.lower()].annotation.model_fields  # type: ignore[union-attr]
