@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 LARGEST_MESSAGE_BYTES = 34 * 2**20  #: 32 MiB of samples and what is around them
 
+#: The broker stamps messages by its own clock. By the clients' clocks, one that is off by days would have its messages
+#: refused (more than an hour ahead) or deleted at once as too old.
+BROKERS_CLOCK = {"message.timestamp.type": "LogAppendTime"}
+
 _SIZE = "max.message.bytes"
 _LEADER_PATIENCE_S = 15.0
 _NO_ERROR, _TOPIC_DENIED, _CLUSTER_DENIED, _EXISTS = 0, 29, 31, 36  # Kafka's error codes
@@ -147,7 +151,7 @@ async def _make(
                 name,
                 num_partitions=kafka.partitions,
                 replication_factor=kafka.replication_factor,
-                topic_configs={} if sizes[name] is None else {_SIZE: str(sizes[name])},
+                topic_configs=BROKERS_CLOCK | ({} if sizes[name] is None else {_SIZE: str(sizes[name])}),
             )
             for name in names
         ]

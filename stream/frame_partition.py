@@ -125,6 +125,7 @@ class FramePartition:
         self._spec = spec
         self._limits = limits or PartitionLimits()
         self.acks = OrderedAcks(self._limits.hold, start)
+        self._start = start or 0
         self._sensors: dict[str, _Sensor] = {}
         self._counts = FrameCounts()
 
@@ -206,7 +207,7 @@ class FramePartition:
     ) -> None:
         state = self._sensors.get(frame.sensor)
         if state is None:
-            state = self._sensors[frame.sensor] = _Sensor(SensorWindows(frame.sensor, self._spec))
+            state = self._sensors[frame.sensor] = self._begin(frame.sensor)
         try:
             pushed = state.windows.push(frame)
         except Exception as error:  # a fault of ours; see `_turn_away`
@@ -216,7 +217,7 @@ class FramePartition:
                 # Once it may be the frame; again it is what we remember of the sensor.
                 add_window_counts(self._counts.windows, state.windows.counts)
                 self._counts.sensors_reset += 1
-                self._sensors[frame.sensor] = _Sensor(SensorWindows(frame.sensor, self._spec))
+                self._sensors[frame.sensor] = self._begin(frame.sensor)
                 made.reset, made.end = True, None
             return
         state.failures = 0
@@ -226,6 +227,11 @@ class FramePartition:
         if pushed.rejected is not None:
             reason, _, detail = pushed.rejected.partition(": ")
             self._turn_away(made, offset, key, message[begin:end], begin, reason, detail)
+
+    def _begin(self, sensor: str) -> _Sensor:
+        """With a memory that is whole only where this is the first reader, and has forgotten nobody."""
+        goes_on = self._start > 0 or self._counts.sensors_forgotten + self._counts.sensors_reset > 0
+        return _Sensor(SensorWindows(sensor, self._spec, goes_on=goes_on))
 
     def _turn_away(
         self, made: _Made, offset: int, key: bytes | None, raw: bytes, byte_offset: int, reason: str, detail: str

@@ -234,11 +234,15 @@ class SensorWindows:
     `needed_from` is (epoch_ns, sample): nothing of older epochs and nothing of this epoch before that sample goes
     into any window to come; it never goes back. A new object that is given every frame from the first one on whose
     samples are held and reach beyond it makes the windows that this one would still have made.
+
+    `goes_on`: others have read this sensor before, and nothing is known of what they took. Samples before the first
+    ones given, of the same epoch, then count as taken: a producer that was killed sends them again.
     """
 
-    def __init__(self, sensor: str, spec: WindowSpec) -> None:
+    def __init__(self, sensor: str, spec: WindowSpec, *, goes_on: bool = False) -> None:
         self.sensor = sensor
         self.spec = spec
+        self._goes_on = goes_on
         self.counts = WindowCounts()
         self.needed_from: tuple[int, int] = (0, 0)
         self._epoch_ns = -1
@@ -340,7 +344,8 @@ class SensorWindows:
         if self._runs and self._runs[-1][1] == start:
             self._runs[-1][1] = end
         else:
-            self._runs.append([start, end])
+            self._runs.append([0 if self._goes_on else start, end])
+            self._goes_on = False
         self._segment.append(samples, frame.flags)
         self.counts.samples += len(samples)
         windows = self._segment.cut(self.sensor, self._epoch_ns)
@@ -371,6 +376,7 @@ class SensorWindows:
 
     def _begin_epoch(self, epoch_ns: int) -> None:
         self._close_segment()
+        self._goes_on = self._goes_on and self._epoch_ns < 0
         self._epoch_ns = epoch_ns
         self._ended = False
         self._runs.clear()

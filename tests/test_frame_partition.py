@@ -106,6 +106,15 @@ def test_a_late_frame_is_turned_away_with_the_bytes_of_that_frame_alone():
     assert letters(step)[1].byte_offset == len(first + bad + gap)
 
 
+def test_frames_sent_again_are_no_dead_letters_for_a_reader_that_took_over():
+    first = FramePartition("ae.frames", 0, SPEC)
+    taken_over = FramePartition("ae.frames", 0, SPEC, start=7)
+    for partition, offset, reasons in ((first, 0, ["late"]), (taken_over, 7, [])):
+        partition.take(offset, b"s", message(frame(320, 64)), 0.0)
+        again = partition.take(offset + 1, b"s", message(frame(0, 64)), 0.0)
+        assert [letter.reason for letter in letters(again)] == reasons
+
+
 def test_a_message_waits_until_its_dead_letters_are_safe():
     partition = new()
     step = partition.take(0, b"s", b"", 0)

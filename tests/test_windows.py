@@ -181,6 +181,19 @@ class TestBreaks:
         _, state = cut(SPEC, frame(100, 200), frame(0, 100))
         assert state.counts.late == 1
 
+    def test_where_others_read_before_frames_sent_again_from_before_that_are_duplicates(self) -> None:
+        state = SensorWindows("s", SPEC, goes_on=True)
+        push_all(state, [frame(100, 200)])
+        assert push_all(state, [frame(0, 60), frame(60, 130), frame(130, 200)]) == []
+        assert state.counts.duplicates == 3
+        assert state.counts.late == 0
+        assert starts(push_all(state, [frame(200, 264)])) == [192]
+
+    def test_others_that_read_before_know_nothing_of_a_later_epoch(self) -> None:
+        state = SensorWindows("s", SPEC, goes_on=True)
+        push_all(state, [frame(100, 200), frame(50, 60, epoch_ns=5)])
+        assert state.push(frame(0, 10, epoch_ns=5)).rejected is not None
+
     def test_a_new_rate_begins_a_new_segment(self) -> None:
         windows, state = cut(SPEC, frame(0, 100), frame(100, 300, rate_hz=Fraction(2000)))
         assert [(w.start_sample, w.source_rate_hz) for w in windows] == [(0, 1000), (128, 2000), (192, 2000)]

@@ -30,6 +30,7 @@ COMMANDS = {
     "dead-letters": ("dead_letters", "dead_letters", "What could not be used, and why."),
     "config": ("config", "config", "Show the settings in force."),
     "experiment": ("experiment", "experiment", "Train and test recipes side by side: the figures of docs/results.md."),
+    "chaos": ("chaos", "chaos", "Break a running pipeline in every way, and compare with the oracle."),
     "bench": ("bench", "bench", "Measure this machine."),
     "demo": ("demo", "demo", "Run the whole pipeline on simulated sensors for a minute and check the result."),
 }

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from deploy.settings import KafkaSettings
 from deploy.topic_reader import reading
@@ -82,6 +85,23 @@ async def fill(topics: KafkaSettings, messages: int = 40, samples: int = 100) ->
         for key, value in strange:
             await producer.send(topics.frames_topic, value, key=key, partition=3, timestamp_ms=BEGAN_MS + 5)
         await producer.flush()
+
+
+@pytest.fixture
+def topics(kafka: str, make_topics: Callable[..., KafkaSettings]) -> KafkaSettings:
+    """Of which the frames' own takes its times from whoever writes, as the broker's clock stands still for no test."""
+    made = make_topics(kafka)
+    with ThreadPoolExecutor(1) as pool:  # so that asynchronous tests can ask for it too
+        pool.submit(asyncio.run, _stamped_by_writers(made)).result()
+    return made
+
+
+async def _stamped_by_writers(topics: KafkaSettings) -> None:
+    admin = AIOKafkaAdminClient(**topics.client_options())
+    await admin.start()
+    kind = {"message.timestamp.type": "CreateTime"}
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topics.frames_topic, kind)])
+    await admin.close()
 
 
 async def played(

@@ -1,4 +1,5 @@
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,3 +136,11 @@ async def test_without_the_right_to_make_topics_the_error_says_who_lacks_it_and_
     wrong = guest.model_copy(update={"password": SecretStr("wrong")})
     with pytest.raises(TopicError, match=r"user 'guest' is not let in"):
         await ensure_topics(wrong)
+
+
+async def test_the_brokers_clock_stamps_messages_whatever_the_producers_clock_says(names: KafkaSettings) -> None:
+    await ensure_topics(names)
+    days_ahead_ms = round((time.time() + 3 * 86_400) * 1000)
+    async with AIOKafkaProducer(**names.client_options()) as producer:
+        sent = await producer.send_and_wait(names.frames_topic, b"x", timestamp_ms=days_ahead_ms)
+    assert abs(sent.timestamp / 1000 - time.time()) < 60
