@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from deploy.settings import KafkaSettings
 from deploy.topic_reader import reading
@@ -88,19 +87,18 @@ async def fill(topics: KafkaSettings, messages: int = 40, samples: int = 100) ->
 
 
 @pytest.fixture
-def topics(kafka: str, make_topics: Callable[..., KafkaSettings]) -> KafkaSettings:
-    """Of which the frames' own takes its times from whoever writes, as the broker's clock stands still for no test."""
-    made = make_topics(kafka)
+def topics(kafka: str, unique: str, make_topics: Callable[..., KafkaSettings]) -> KafkaSettings:
+    """Fresh topics, of which that of frames takes its times from whoever writes: here, from these tests."""
     with ThreadPoolExecutor(1) as pool:  # so that asynchronous tests can ask for it too
-        pool.submit(asyncio.run, _stamped_by_writers(made)).result()
-    return made
+        pool.submit(asyncio.run, _make_one_stamped_by_writers(kafka, f"{unique}.frames")).result()
+    return make_topics(kafka)
 
 
-async def _stamped_by_writers(topics: KafkaSettings) -> None:
-    admin = AIOKafkaAdminClient(**topics.client_options())
+async def _make_one_stamped_by_writers(bootstrap: str, name: str) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
     await admin.start()
-    kind = {"message.timestamp.type": "CreateTime"}
-    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topics.frames_topic, kind)])
+    configs = {"message.timestamp.type": "CreateTime"}
+    await admin.create_topics([NewTopic(name, num_partitions=4, replication_factor=1, topic_configs=configs)])
     await admin.close()
 
 
