@@ -24,7 +24,7 @@ from deploy.chaos.faults import Act, Fault, Role
 from deploy.chaos.fleet import Fleet, Member
 from deploy.chaos.judge import Verdict, judge
 from deploy.chaos.poison import Poison, sprinkle
-from deploy.chaos.progress import ProgressWatch, Standing, recovered_after_s
+from deploy.chaos.progress import ProgressWatch, Stage, Standing, recovered_after_s
 from deploy.chaos.tcp_proxy import Way
 from deploy.chaos.workload import RUN, Truth
 from deploy.processes import ProcessError
@@ -202,8 +202,8 @@ def _fight(battle: _Battle, plan: Sequence[Fault], tell: Callable[[str], None]) 
         battle.load.truth, predictions, stream, [alert for _, alert in collected(file)], letters, battle.poison
     )
     for one in battle.done:
-        if topics := _held_up(battle, one.fault):
-            one.recovered_s = recovered_after_s(watch.noted, one.over_s, topics)
+        if stages := _held_up(battle, one.fault):
+            one.recovered_s = recovered_after_s(watch.noted, one.over_s, stages)
     fleet.end()
     return Outcome(
         seed=battle.seed,
@@ -391,14 +391,15 @@ def _way(role: Role) -> Role:
     return Role.SUBSCRIBER if role is Role.REDIS else role
 
 
-def _held_up(battle: _Battle, fault: Fault) -> list[str]:
-    """The topics whose readers a fault holds up."""
-    frames, windows = battle.kafka.frames_topic, battle.kafka.windows_topic
+def _held_up(battle: _Battle, fault: Fault) -> list[Stage]:
+    """Whose work a fault holds up."""
+    agents = Stage(battle.kafka.frames_topic, output=battle.kafka.windows_topic)
+    workers = Stage(battle.kafka.windows_topic)
     if fault.role is Role.AGENT:
-        return [frames]
+        return [agents]
     if fault.role in (Role.WORKER, Role.REDIS):
-        return [windows]
-    return [frames, windows] if fault.role is Role.KAFKA and fault.act is not Act.POISON else []
+        return [workers]
+    return [agents, workers] if fault.role is Role.KAFKA and fault.act is not Act.POISON else []
 
 
 def _replay(battle: _Battle, recording: Path) -> list[str]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
@@ -38,6 +38,31 @@ class Standing:
             for partition, end in self.ends.items()
             if end > self.committed.get(partition, 0)
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One step of the way, and how it is seen from outside that it goes on."""
+
+    topic: str  #: that it reads
+    output: str | None = None  #: that it writes, key by key into the partitions of the same number; None: it commits
+
+    def made(self, standing: Standing, number: int) -> int:
+        """What it has made of a partition so far."""
+        if self.output is None:
+            return standing.committed.get(TopicPartition(self.topic, number), 0)
+        return standing.ends.get(TopicPartition(self.output, number), 0)
+
+    def waits(self, before: Standing, now: Standing, number: int) -> bool:
+        """Whether there is something to be made of the partition.
+
+        Window agents hold their commit until a window is complete, which a sensor that pauses may never make it: there
+        only new messages count.
+        """
+        partition = TopicPartition(self.topic, number)
+        if self.output is None:
+            return partition in before.waiting
+        return now.ends.get(partition, 0) > before.ends.get(partition, 0)
 
 
 class ProgressWatch:
@@ -95,10 +120,10 @@ class ProgressWatch:
                     await admin.close()
 
 
-def recovered_after_s(noted: Sequence[Standing], over_s: float, topics: Collection[str]) -> float | None:
+def recovered_after_s(noted: Sequence[Standing], over_s: float, stages: Collection[Stage]) -> float | None:
     """How long after `over_s` the last partition stood still that stood still then; None: nobody looked so late.
 
-    A partition stands still while messages wait in it and its commit does not move; 0.0 where none did.
+    0.0 where none did.
 
     Parameters
     ----------
@@ -106,23 +131,30 @@ def recovered_after_s(noted: Sequence[Standing], over_s: float, topics: Collecti
         In order of time.
     over_s
         When the fault was over; a kill is over at once.
-    topics
-        What the readers that it may have held up read.
+    stages
+        Whose readers it may have held up.
     """
     if not noted or noted[-1].at_s <= over_s:
         return None
     longest_s = 0.0
-    for partition in {one for standing in noted for one in standing.ends if one.topic in topics}:
-        begun_s = None
-        for before, now in pairwise(noted):
-            still = partition in before.waiting and before.committed.get(partition) == now.committed.get(partition)
-            if still and begun_s is None:
-                begun_s = before.at_s
-            if begun_s is None or still:
-                continue
-            if begun_s <= over_s + NOTICED_S and now.at_s > over_s:
-                longest_s = max(longest_s, now.at_s - over_s)
-            begun_s = None
-        if begun_s is not None and begun_s <= over_s + NOTICED_S:
-            longest_s = max(longest_s, noted[-1].at_s - over_s)
+    for stage in stages:
+        for number in {partition.partition for standing in noted for partition in standing.ends}:
+            for begun_s, ended_s in _standstills(noted, stage, number):
+                if begun_s <= over_s + NOTICED_S and ended_s > over_s:
+                    longest_s = max(longest_s, ended_s - over_s)
     return longest_s
+
+
+def _standstills(noted: Sequence[Standing], stage: Stage, number: int) -> Iterator[tuple[float, float]]:
+    """From when until when something waited in a partition and nothing was made of it."""
+    begun_s: float | None = None
+    for before, now in pairwise(noted):
+        moved = stage.made(now, number) != stage.made(before, number)
+        if moved and begun_s is not None:
+            yield begun_s, now.at_s
+        if moved:
+            begun_s = None
+        elif begun_s is None and stage.waits(before, now, number):
+            begun_s = before.at_s
+    if begun_s is not None:
+        yield begun_s, noted[-1].at_s
