@@ -98,3 +98,18 @@ def ingest(rounds: int, profile: bool, quick: bool, as_json: bool) -> None:
     with plain_errors(StackError, ProcessError):
         result = bench_ingest(extent)
     click.echo(json.dumps(result) if as_json else told(result))
+
+
+@bench.command()
+@click.option("--quick", is_flag=True, help="Minutes instead of hours of data, to see that it works.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def backlog(quick: bool, as_json: bool) -> None:
+    """An hour of data for a worker ten times too slow, and three hours of backlog: memory, lag, and catching up."""
+    settings()
+    from deploy.bench_backlog import QUICK, Extent, bench_backlog, told
+    from deploy.local_stack import StackError
+    from deploy.processes import ProcessError
+
+    with plain_errors(ProcessError, StackError):
+        result = bench_backlog(QUICK if quick else Extent())
+    click.echo(json.dumps(result) if as_json else told(result))
