@@ -20,6 +20,12 @@ SENSOR_METRICS = (
     ("sensor_gaps", "gaps", "places where the device lost samples", True),
     ("sensor_lost_samples", "lost_samples", "samples that the device lost", True),
     ("sensor_epochs", "epochs", "starts of the device", True),
+    (
+        "sensor_time_corrections",
+        "corrections",
+        "epochs begun in a running device, as its samples were ahead of the clock",
+        True,
+    ),
     ("sensor_clipped_ratio", "clipped_share", "samples of the last 10 s at the ends of the converter's range", False),
     ("sensor_flat", "flat", "1 where samples have not changed for long", False),
     ("sensor_spooled_frames", "spooled_frames", "frames that wait in the spool for the broker now", False),

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from producers.live.beginning import WATCHED_NS, Beginning
 from producers.live.framer import Framer
 from producers.live.sensor_meter import SensorMeter
-from producers.live.source import Block, BlockSource, FrameSource, Milestone, SourceError, as_columns
+from producers.live.source import BlockSource, FrameSource, Milestone, SourceError, as_columns
 from producers.replay import FrameSink
 from producers.sensors_file import SensorsFile, SensorTable, SourcePlan
-from stream.records import Frame, samples_to_ns
+from stream.records import NS_PER_S, Frame, Samples, samples_to_ns
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,11 @@ LONGEST_PAUSE_S = 60.0
 RAN_WELL_S = 30.0
 #: Items between the thread of a plain iterator and the event loop.
 HANDED_OVER = 16
+#: The first blocks are kept until it is known when the first sample was taken, or at most for so long, or so many.
+KEPT_NS = 2 * NS_PER_S
+KEPT_BYTES = 16 * 1024 * 1024
+#: Samples that are so far ahead of the clock get a new epoch. Blocks that are merely late or early do not come to it.
+AHEAD_NS = NS_PER_S // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,13 +140,18 @@ class Ingest:
 
 
 class _Run:
-    """One start of one source: one epoch."""
+    """One start of one source: one epoch, or two where a backlog was too long to know its beginning from the first."""
 
     def __init__(self, plan: SourcePlan, ingest: Ingest, last_epoch_ns: int) -> None:
         self._plan = plan
         self._ingest = ingest
         self.epoch_ns = last_epoch_ns
         self._framers: dict[str, Framer] = {}
+        self._beginning: Beginning | None = Beginning()  # None once it is certain
+        self._begun_ns = 0  # what is taken for it now
+        self._counted = 0
+        self._kept: list[tuple[Samples, int]] = []  # columns, and what was lost before them
+        self._kept_bytes = 0
         self.sink_failed = False
 
     async def play(self) -> None:
@@ -148,10 +159,15 @@ class _Run:
         if isinstance(source, BlockSource):
             try:
                 async for block in _items(source.blocks()):
-                    await self._block(source, block)
+                    columns = as_columns(block.samples, source.channels)
+                    if self._beginning is None:
+                        await self._cut(((columns, block.lost),))
+                    else:
+                        await self._cut(await self._ready(source, columns, block.lost, self._beginning))
             finally:
-                for framer in self._framers.values():
-                    await self._take(framer.end(), cut_here=True)
+                if self._kept:
+                    await self._cut(self._begin(source))
+                await self._end()
         else:
             assert isinstance(source, FrameSource)
             sensors = {sensor.channel: sensor.id for sensor in self._plan.sensors}
@@ -162,32 +178,79 @@ class _Run:
                 else:
                     await self._take((item,))
 
-    async def _block(self, source: BlockSource, block: Block) -> None:
-        columns = as_columns(block.samples, source.channels)
-        if not self._framers:
-            self._begin(source, columns)
-        for sensor in self._plan.sensors:
-            samples = columns[:, sensor.channel]
-            if frames := self._framers[sensor.id].push(samples, block.lost):
-                await self._take(frames, cut_here=True)
+    async def _cut(self, blocks: Sequence[tuple[Samples, int]]) -> None:
+        for columns, lost in blocks:
+            for sensor in self._plan.sensors:
+                if frames := self._framers[sensor.id].push(columns[:, sensor.channel], lost):
+                    await self._take(frames, cut_here=True)
 
-    def _begin(self, source: BlockSource, columns: Any) -> None:
+    async def _ready(
+        self, source: BlockSource, columns: Samples, lost: int, beginning: Beginning
+    ) -> Sequence[tuple[Samples, int]]:
+        """What of the first seconds can be cut now that this block has come; nothing until the beginning is known."""
+        self._counted += lost + len(columns)
+        beginning.arrived(samples_to_ns(self._counted, source.rate_hz), self._ingest.now_ns())
+        if not self._framers:
+            if not self._kept:
+                self._check_channels(source)
+            self._kept.append((columns.copy(), lost))  # as the device may use its buffer again
+            self._kept_bytes += columns.nbytes
+            if beginning.settled or beginning.watched_ns >= KEPT_NS or self._kept_bytes >= KEPT_BYTES:
+                return self._begin(source)
+            return ()
+        if beginning.settled:
+            assert beginning.begun_ns is not None
+            await self._begin_anew(self._begun_ns - beginning.begun_ns)
+            if beginning.watched_ns >= WATCHED_NS:
+                self._beginning = None
+        return ((columns, lost),)
+
+    def _check_channels(self, source: BlockSource) -> None:
         if missing := [sensor for sensor in self._plan.sensors if sensor.channel >= source.channels]:
             raise SourceError(
                 f"has {source.channels} channels; sensor {missing[0].id} is on channel {missing[0].channel} "
                 "(the first is 0)"
             )
-        # The first sample was taken one block ago. A new epoch is later than the one before, whatever the clock does.
-        before_ns = samples_to_ns(len(columns), source.rate_hz)
-        self.epoch_ns = max(self._ingest.now_ns() - before_ns, self.epoch_ns + 1)
+
+    def _begin(self, source: BlockSource) -> Sequence[tuple[Samples, int]]:
+        """Begin the epoch; returns what was kept."""
+        assert self._beginning is not None
+        assert self._beginning.begun_ns is not None
+        # A new epoch is later than the one before, whatever the clock does.
+        self.epoch_ns = self._begun_ns = max(self._beginning.begun_ns, self.epoch_ns + 1)
+        counts = self._kept[0][0].dtype.kind == "i"
         for sensor in self._plan.sensors:
             self._framers[sensor.id] = Framer(
                 sensor.id,
                 source.rate_hz,
-                _volts_per_count(sensor, columns.dtype.kind == "i"),
+                _volts_per_count(sensor, counts),
                 self._ingest.frame_samples(source.rate_hz),
                 self.epoch_ns,
             )
+        kept, self._kept = self._kept, []
+        return kept
+
+    async def _begin_anew(self, ahead_ns: int) -> None:
+        """A new epoch at the right time, where the count is well ahead of the clock."""
+        epoch_ns = next(iter(self._framers.values())).end_ns - ahead_ns
+        if ahead_ns <= AHEAD_NS or epoch_ns <= self.epoch_ns:
+            return
+        log.warning(
+            "source %s: what had waited for it at the start put its samples %.1f s ahead of the clock; "
+            "a new epoch has the right time",
+            self._plan.name,
+            ahead_ns / NS_PER_S,
+        )
+        await self._end()
+        self.epoch_ns = epoch_ns
+        self._begun_ns -= ahead_ns
+        for sensor in self._plan.sensors:
+            self._framers[sensor.id] = self._framers[sensor.id].anew(epoch_ns)
+            self._ingest.meters[sensor.id].corrections += 1
+
+    async def _end(self) -> None:
+        for framer in self._framers.values():
+            await self._take(framer.end(), cut_here=True)
 
     async def _take(self, frames: Sequence[Frame], *, cut_here: bool = False) -> None:
         try:

@@ -95,6 +95,8 @@ def _condition(one: dict[str, Any]) -> str:
         told.append("flat line")
     if one["epochs"] > 1:
         told.append(f"started {one['epochs']} times")
+    if one["corrections"]:
+        told.append("its time was corrected after a backlog")
     if one["state"] != "running" and one["error"]:
         told.append(one["error"])
     return ", ".join(told)

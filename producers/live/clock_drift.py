@@ -32,6 +32,8 @@ class ClockDrift:
             self._places.append(counted_ns / NS_PER_S)
             self._delays.append(delay_s)
         elif delay_s < self._delays[-1]:
+            if len(self._delays) == 1:
+                self._first_s = delay_s
             self._places[-1], self._delays[-1] = counted_ns / NS_PER_S, delay_s
 
     @property

@@ -47,6 +47,10 @@ class Framer:
         """Time of the first sample that is not there yet, by the sample counter."""
         return self.epoch_ns + samples_to_ns(self._first + self._waiting, self._rate_hz)
 
+    def anew(self, epoch_ns: int) -> Framer:
+        """One that goes on in a new epoch, which this one is to be ended for."""
+        return Framer(self._sensor, self._rate_hz, self._volts_per_count, self._frame_samples, epoch_ns)
+
     def push(self, samples: Samples, lost: int = 0) -> list[Frame]:
         """The frames that are full now.
 

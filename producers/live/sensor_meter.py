@@ -38,6 +38,7 @@ class SensorReport:
     gaps: int  #: places where the device lost samples
     lost_samples: int
     epochs: int  #: starts of the device that were seen
+    corrections: int  #: epochs that begin in a running device, as its samples were ahead of this machine's clock
     clipped_share: float  #: of the samples of the last 10 s
     flat: bool
     drift_ppm: float | None  #: see `producers.live.clock_drift`
@@ -54,6 +55,7 @@ class SensorMeter:
         self.sensor, self.source, self._metadata = sensor, source, metadata or {}
         self.state = "starting"
         self.error = ""
+        self.corrections = 0
         self.drift = ClockDrift()
         self._flat_ns = round(flat_s * NS_PER_S)
         self._rate_hz = 0.0
@@ -100,7 +102,8 @@ class SensorMeter:
             self._length_ns = samples_to_ns(count, frame.rate_hz)
         length_ns = self._length_ns
         if self._came_ns is None:
-            self._began_ns = now_ns - length_ns
+            # A device's first blocks are kept for a moment, and come together.
+            self._began_ns = frame.time_ns if looked_at else now_ns - length_ns
         self._end_ns, self._came_ns = frame.time_ns + length_ns, now_ns
         if continuous:
             self.drift.arrived(self._end_ns, now_ns)
@@ -135,7 +138,8 @@ class SensorMeter:
             last_frame_s=None if self._came_ns is None else (now_ns - self._came_ns) / NS_PER_S,
             gaps=self._gaps,
             lost_samples=self._lost,
-            epochs=self._epochs,
+            epochs=self._epochs - self.corrections,
+            corrections=self.corrections,
             clipped_share=clipped / samples if samples else 0.0,
             flat=self._unchanged_ns >= self._flat_ns,
             drift_ppm=self.drift.drift_ppm,
