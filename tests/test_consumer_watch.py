@@ -96,7 +96,9 @@ async def test_a_consumer_that_is_not_answered_where_a_new_one_is_is_stuck(consu
 
 
 async def test_an_hour_without_a_broker_does_not_count_as_not_being_answered(consumer: Consumer) -> None:
-    consumer.answered = consumer.broker_is_there = False
+    consumer.answered = False
+    await consumer.looks_for(PATIENCE_S - LOOK_S)
+    consumer.broker_is_there = False
     await consumer.looks_for(3600)
     consumer.broker_is_there = True
     await consumer.looks_for(PATIENCE_S - LOOK_S)
