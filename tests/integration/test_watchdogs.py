@@ -200,15 +200,14 @@ def test_a_consumer_that_stops_fetching_is_told_with_what_waits_and_ends_the_pro
     assert f"{topic} for 6 s, but messages wait: " in told["message"]
 
 
-@pytest.mark.parametrize("kind", ["window", "worker"])
-def test_a_process_without_partitions_stands_by(
-    kind: str, tmp_path: Path, kafka: str, make_topics: Callable[..., KafkaSettings], redis_url: str, unique: str
+def test_processes_without_partitions_stand_by(
+    tmp_path: Path, kafka: str, make_topics: Callable[..., KafkaSettings], redis_url: str, unique: str
 ) -> None:
     run = PipelineRun(tmp_path, make_topics(kafka, partitions=1), redis_url, unique)
     with run.children:
-        both = [start_with(IMPATIENT, run, kind) for _ in range(2)]
-        time.sleep(12.0)
-        assert [one.process.poll() for one in both] == [None, None], both[0].tail() + both[1].tail()
+        each = [start_with(IMPATIENT, run, kind) for kind in ("window", "window", "worker", "worker")]
+        time.sleep(10.0)
+        assert all(one.process.poll() is None for one in each), "\n".join(one.tail() for one in each)
 
 
 def test_a_process_that_is_stopped_for_longer_than_every_limit_goes_on_afterwards(
