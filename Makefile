@@ -5,18 +5,31 @@ UV_VERSION := 0.13.9
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint lock clean
+.PHONY: demo test lint audit chaos lock clean
+
+# Of `make chaos`: for how long, and the seed of the first plan (the time, where none is given).
+MINUTES ?= 60
+SEED ?=
 
 demo: $(READY)
 	$(BIN)/aewatch demo
 
-test: lint
-	$(BIN)/pytest
+# Two processes side by side, each with a Kafka and a Valkey of its own; one thread each, or they wait for one another.
+test: lint audit
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# Known vulnerabilities of what requirements.lock names.
+audit: $(READY)
+	.ci/audit
+
+# Random faults of all kinds against the whole pipeline; a failure prints the seed that draws the same plan again.
+chaos: $(READY)
+	$(BIN)/aewatch chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 # Newer versions of everything: `make lock UPGRADE=--upgrade`.
 lock: $(BIN)/uv

@@ -112,8 +112,8 @@ def told(result: Mapping[str, Any]) -> str:
             f"{slow['missing']} windows missing at the end",
             f"  caught up {slow['caught_up_s']:.0f} s after it was let go; {slow['late_alerts']} of {slow['alerts']} "
             f"alerts say that they are late, by up to {slow['largest_delay_s']:.0f} s",
-            f"outage: {outage['hours']:g} h of {outage['sensors']} sensors, {outage['windows']} windows, worked through "
-            f"at {outage['windows_per_s']} windows/s, {outage['ratio']:.2f} of the engine's alone",
+            f"outage: {outage['hours']:g} h of {outage['sensors']} sensors, {outage['windows']} windows, "
+            f"worked through at {outage['windows_per_s']} windows/s, {outage['ratio']:.2f} of the engine's alone",
             f"  a sensor whose partition had none of it: {outage['live_delay_s']['median']:.2f} s from its last sample "
             f"to the prediction meanwhile, {outage['live_delay_s']['max']:.2f} s at most "
             f"({outage['live_windows']} windows); {outage['missing']} windows missing at the end",
