@@ -25,7 +25,7 @@ lint: $(READY)
 
 # Known vulnerabilities of what requirements.lock names.
 audit: $(READY)
-	.ci/audit
+	$(BIN)/python .ci/audit
 
 # Random faults of all kinds against the whole pipeline; a failure prints the seed that draws the same plan again.
 chaos: $(READY)

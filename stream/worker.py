@@ -159,6 +159,7 @@ class Worker:
         self._inferred: asyncio.Queue[_Batch] = asyncio.Queue(maxsize=1)
         self._settled = asyncio.Condition()
         self._in_flight = 0
+        self._turn = 0
         # One thread: the engine uses every core it may by itself, and batches must stay in order.
         self._inference_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
 
@@ -291,15 +292,38 @@ class Worker:
         records: list[ConsumerRecord[bytes, bytes]] = []
         deadline = loop.time() + 0.2
         while (left_s := deadline - loop.time()) > 0 and len(records) < self._batch_windows:
-            fetched = await consumer.getmany(
-                timeout_ms=max(1, int(left_s * 1000)), max_records=self._batch_windows - len(records)
-            )
+            room = self._batch_windows - len(records)
+            fetched = [] if records else await self._shares(consumer)
+            if not fetched:
+                answer = await consumer.getmany(timeout_ms=max(1, int(left_s * 1000)), max_records=room)
+                fetched = [record for some in answer.values() for record in some]
             if not fetched:
                 break
             if not records:
                 deadline = loop.time() + self._batch_delay_s
-            for partition_records in fetched.values():
-                records.extend(partition_records)
+            records += fetched
+        return records
+
+    async def _shares(self, consumer: AIOKafkaConsumer[bytes, bytes]) -> list[ConsumerRecord[bytes, bytes]]:
+        """What is there already of each partition, at most its even share of a batch.
+
+        The consumer itself would first give out all that it has fetched of one partition: where that has a backlog,
+        sensors in the others would wait for megabytes of it.
+        """
+        assigned = sorted(consumer.assignment())
+        self._turn += 1
+        records: list[ConsumerRecord[bytes, bytes]] = []
+        for number in range(len(assigned)):
+            # Another one is first each time, as a batch may have room for fewer than there are.
+            partition = assigned[(self._turn + number) % len(assigned)]
+            room = self._batch_windows - len(records)
+            if not room:
+                break
+            if partition not in consumer.assignment():
+                continue  # it went to somebody else while another one was asked for
+            share = max(1, room // (len(assigned) - number))
+            answer = await consumer.getmany(partition, timeout_ms=0, max_records=share)
+            records += answer.get(partition, [])
         return records
 
     def _decode_and_predict(self, records: Sequence[ConsumerRecord[bytes, bytes]], live: LiveModel) -> _Batch:

@@ -67,13 +67,13 @@ class PipelineRun:
         """All predictions in Kafka, as soon as `count` windows have one."""
         return asyncio.run(_predictions(self.topics, count, within_s))
 
-    def publish(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]]) -> None:
+    def publish(self, topic: str, messages: Sequence[tuple[bytes | None, bytes]], partition: int = 0) -> None:
         """Raw keys and values, in order, into one partition."""
 
         async def send() -> None:
             async with AIOKafkaProducer(acks="all", **self.topics.client_options()) as producer:
                 for key, value in messages:
-                    await producer.send_and_wait(topic, value, key=key, partition=0)
+                    await producer.send_and_wait(topic, value, key=key, partition=partition)
 
         asyncio.run(send())
 
