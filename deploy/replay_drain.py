@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from deploy.last_windows import LastWindow
 from deploy.settings import Settings
 from deploy.topic_reader import reading
+from stream.alarm_state import BadState
 from stream.alert_filter import EVERYTHING
+from stream.alert_store import AlertStore, StoredSensor
 from stream.alerts import Alert
 from stream.subscribe import Alerts, HistoryTrimmed
 
@@ -34,11 +37,26 @@ async def alert_cursor(settings: Settings) -> str:
         return await alerts.cursor()
 
 
-async def drain(settings: Settings, sensors: Collection[str], since: str, patience_s: float) -> Drained:
-    """Wait until all that is in the frames topic now has been answered; then read the alerts after the cursor `since`.
+async def drain(
+    settings: Settings, sensors: Collection[str], last: Collection[LastWindow], since: str, patience_s: float
+) -> Drained:
+    """Wait until all that was published of these sensors has been answered; then read the alerts after `since`.
 
-    The window agent commits a frame when its windows are in Kafka, the worker a window when its alerts are in Redis:
-    so both groups' committed offsets tell, whatever windows there were to make.
+    A sensor's windows are applied to Redis in order, each with its alerts: when its last one is, nothing of it can
+    follow. Or else, where a last window never comes since it was turned away on its way: the window agents commit a
+    frame when its windows are in Kafka, the workers a window when its alerts are in Redis, so that both groups'
+    offsets tell, too, but not while any other sensor holds up the commit of its partition.
+
+    Parameters
+    ----------
+    sensors
+        Whose alerts are wanted.
+    last
+        The last windows that the pipeline makes of them.
+    since
+        A cursor of the stream of alerts.
+    patience_s
+        How long it may take.
 
     Raises
     ------
@@ -47,16 +65,19 @@ async def drain(settings: Settings, sensors: Collection[str], since: str, patien
     redis.exceptions.RedisError
         If Redis cannot.
     """
-    kafka = settings.kafka
     notes: list[str] = []
-    steps = ((settings.window_agent.group, kafka.frames_topic), (settings.worker.group, kafka.windows_topic))
-    waiting = steps[0]
+    waiting = _Waiting(settings, last)
+    ways = [asyncio.create_task(waiting.until_applied()), asyncio.create_task(waiting.until_committed())]
     try:
-        async with asyncio.timeout(patience_s):
-            for waiting in steps:
-                await _await_group(settings, *waiting)
-    except TimeoutError:
-        notes.append(late_note(patience_s, *waiting, settings.window_agent.hold_s if waiting is steps[0] else None))
+        done, _ = await asyncio.wait(ways, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
+        for way in done:
+            way.result()
+    finally:
+        for way in ways:
+            way.cancel()
+        await asyncio.gather(*ways, return_exceptions=True)
+    if not done:
+        notes.append(late_note(patience_s, sorted({window.sensor for window in waiting.open}), len(sensors)))
     wanted = set(sensors)
     async with Alerts(settings.redis.connection_url(), settings.redis.prefix) as alerts:
 
@@ -68,13 +89,44 @@ async def drain(settings: Settings, sensors: Collection[str], since: str, patien
     return Drained(found, notes)
 
 
-def late_note(patience_s: float, group: str, topic: str, hold_s: float | None) -> str:
-    """What to say of a group that was late; `hold_s` is how long a silent sensor may hold it up, None if it cannot."""
-    held = f" Or did another sensor stop in mid-window? That holds up its commit for {hold_s:g} s." if hold_s else ""
+def late_note(patience_s: float, late: Sequence[str], sensors: int) -> str:
+    """What to say where the last windows of these sensors, of so many, were not answered in time."""
     return (
-        f"after {patience_s:g} s group {group} had not worked off {topic}: later alerts are missing. "
-        f"Is it running, and fast enough?{held} --wait gives it more time"
+        f"after {patience_s:g} s {len(late)} of {sensors} sensors had not come through the pipeline to their end, "
+        f"{late[0]} first: later alerts are missing. Are window agents and workers running, and fast enough? "
+        "--wait gives them more time"
     )
+
+
+class _Waiting:
+    """Two ways to know that the pipeline is done; whichever comes first."""
+
+    def __init__(self, settings: Settings, last: Collection[LastWindow]) -> None:
+        self._settings = settings
+        self.open = list(last)
+
+    async def until_applied(self) -> None:
+        """Until the last windows are in Redis."""
+        redis = self._settings.redis
+        async with AlertStore(redis.connection_url(), redis.prefix) as store:
+            while self.open:
+                stored = await store.load(window.sensor for window in self.open)
+                self.open = [window for window in self.open if not _has_applied(stored[window.sensor], window)]
+                if self.open:
+                    await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def until_committed(self) -> None:
+        """Until the groups have committed all that is in their topics."""
+        kafka = self._settings.kafka
+        await _await_group(self._settings, self._settings.window_agent.group, kafka.frames_topic)
+        await _await_group(self._settings, self._settings.worker.group, kafka.windows_topic)
+
+
+def _has_applied(stored: StoredSensor, window: LastWindow) -> bool:
+    try:
+        return stored.copy_state().has_applied(window.position, hit=window.hit)
+    except BadState:  # another release's; the groups' offsets will tell
+        return False
 
 
 async def _await_group(settings: Settings, group: str, topic: str) -> None:

@@ -412,14 +412,14 @@ def test_a_bundle_that_is_none_is_told(run, tmp_path):
 def test_a_replay_with_a_report_waits_for_the_pipeline_and_holds_its_alerts_against_the_labels(
     run, tmp_path, monkeypatch
 ):
-    path = labelled(wav(tmp_path / "a.wav", samples=80_000), "1,1.2,knock\n5,5.2,drop")
+    path = labelled(wav(tmp_path / "a.wav", samples=2_750_000, rate_hz=500_000), "1,1.2,knock\n5,5.2,drop")
     asked = []
 
     async def cursor(settings):
         return "7-0"
 
-    async def drain(settings, sensors, since, patience_s):
-        asked.append((sorted(sensors), since, patience_s))
+    async def drain(settings, sensors, last, since, patience_s):
+        asked.append((sorted(sensors), {(one.sensor, one.position) for one in last}, since, patience_s))
         alert = Alert(
             id="e-1",
             episode="e",
@@ -431,9 +431,9 @@ def test_a_replay_with_a_report_waits_for_the_pipeline_and_holds_its_alerts_agai
             fault=True,
             time_ns=0,
             epoch_ns=0,
-            first_sample=8000,
-            start_sample=8000,
-            source_count=4000,
+            first_sample=500_000,
+            start_sample=500_000,
+            source_count=65_536,
         )
         return Drained([alert], [])
 
@@ -441,7 +441,8 @@ def test_a_replay_with_a_report_waits_for_the_pipeline_and_holds_its_alerts_agai
     monkeypatch.setattr("deploy.replay_drain.drain", drain)
     out = tmp_path / "out"
     output, published = run(path, "--report", out, "--wait", "3")
-    assert asked == [(published.sensors, "7-0", 3.0)]
+    (sensor,) = published.sensors
+    assert asked == [([sensor], {(sensor, (0, 81 * 32_768))}, "7-0", 3.0)]
     (of,) = json.loads((out / "report.json").read_text())["judgements"]
     assert [(event["label"], event["outcome"]) for event in of["events"]] == [("knock", "found"), ("drop", "missed")]
     assert "of 2 events 1 found" in output
@@ -451,7 +452,7 @@ def test_a_report_that_lacks_alerts_is_written_and_the_command_fails(run, tmp_pa
     async def cursor(settings):
         return "0-0"
 
-    async def drain(settings, sensors, since, patience_s):
+    async def drain(settings, sensors, last, since, patience_s):
         return Drained([], ["after 0 s group g had not worked off t"])
 
     monkeypatch.setattr("deploy.replay_drain.alert_cursor", cursor)

@@ -19,11 +19,13 @@ from deploy.cli.publish import parse_rate, publish
 from deploy.cli.session import plain_errors, settings
 
 if TYPE_CHECKING:
+    from deploy.last_windows import PublishedSamples
     from deploy.replay_experiment import Expected
     from deploy.replay_recordings import Opened
     from deploy.replay_report import Played, ReplayReport
     from deploy.settings import Settings
     from producers.replay_track import Passage
+    from stream.records import Frame
 
 NS_PER_S = 1_000_000_000
 REPLAY_PATTERN_START = "replay/{run}/"
@@ -236,6 +238,7 @@ def replay(
     _check_experiment(report, bundles, loop, live)
     in_force = settings()
     from deploy.event_labels import LabelsError
+    from deploy.last_windows import PublishedSamples
     from deploy.replay_recordings import Asked, open_paths
     from deploy.replay_report import PlayedSensors
     from model.data.manifest import ManifestError
@@ -273,17 +276,23 @@ def replay(
     if expected and report and bundles:
         _try_bundles(in_force, bundles, opened, passage, expected, run_name, in_part, report)
         return
-    played = PlayedSensors()
+    played, published = PlayedSensors(), PublishedSamples()
+
+    def note(frame: Frame) -> None:
+        played.note(frame)
+        published.note(frame)
+
     # A run of a name of its own has no alerts yet; one that was named may repeat alerts that were raised before.
     cursor = "0" if expected is None or (given_run and not live) else _cursor(in_force)
     controls = Controls(rate, paused=start_paused)
-    on_frame = played.note if expected else None
+    on_frame = note if expected else None
     sent = publish(in_force, opened.sources, controls, passage, with_keys=True, on_frame=on_frame)
     incomplete = False
     if expected and report:
         incomplete = _report_live(
             in_force,
             played.all(),
+            published,
             cursor,
             wait_s,
             expected,
@@ -413,6 +422,7 @@ def _cursor(in_force: Settings) -> str:
 def _report_live(
     in_force: Settings,
     played: Mapping[str, Played],
+    published: PublishedSamples,
     cursor: str,
     wait_s: float,
     expected: Expected,
@@ -426,6 +436,7 @@ def _report_live(
     from aiokafka.errors import KafkaError
     from redis.exceptions import RedisError
 
+    from deploy.pipeline import window_spec
     from deploy.replay_drain import drain
     from deploy.replay_experiment import Heard, model_of, report_of
     from model.bundle import BundleError, read_card
@@ -433,7 +444,8 @@ def _report_live(
     with plain_errors(KafkaError, RedisError, BundleError):
         card = read_card(in_force.bundle_path())
         click.echo("waiting for the pipeline's alerts", err=True)
-        drained = asyncio.run(drain(in_force, played, cursor, wait_s))
+        last = published.last_windows(window_spec(card))
+        drained = asyncio.run(drain(in_force, played, last, cursor, wait_s))
     heard = Heard(model_of(card), drained.alerts, drained.notes)
     _write(report_of(run, expected, played, [heard], in_part=in_part), folder)
     return bool(drained.notes)
