@@ -254,6 +254,7 @@ TARGETS = [
         "never raises; frames and rejects cover the message; what was read is written the same; nothing is copied",
         check_frames,
         lambda: both_ways(frame_seeds()),
+        max_bytes=1024,
     ),
     Target(
         "window", "a window that is written the same, or BadRecord", check_window, lambda: both_ways(window_seeds())
