@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from deploy.cli.alerts import print_alert, span
+from deploy.cli.alerts import event_time, print_alert, span
 from stream.alerts import Alert, decode_alert, encode_alert, with_delay
 from tests.alarm_windows import S, run, window
 
@@ -65,3 +65,21 @@ def test_the_documentation_names_the_field() -> None:
     docs = Path(__file__).parents[1] / "docs"
     for page in ("records.md", "redis.md", "alarms.md"):
         assert "`delay_s`" in (docs / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("sensor", "time_ns", "told"),
+    [
+        ("replay/one/pump/ch0", 12_345_000_000, "+12.345 s"),
+        (
+            "replay/one/plant1/pump",
+            1_763_884_800_000_000_000,
+            "2025-11-23T08:00:00.000Z",
+        ),  # out of Kafka, with its date
+        ("plant1/without-a-clock", 12_345_000_000, "1970-01-01T00:00:12.345Z"),
+    ],
+)
+def test_the_time_of_a_recording_without_a_date_is_told_from_its_beginning(
+    sensor: str, time_ns: int, told: str
+) -> None:
+    assert event_time(time_ns, sensor) == told

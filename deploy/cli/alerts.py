@@ -200,7 +200,8 @@ def sensors(as_json: bool, sensors: tuple[str, ...], replays: bool, producer: st
         for one in found:
             marks = [click.style(name, fg="red") for name in one.open] + [f"({name} shelved)" for name in one.shelved]
             click.echo(
-                f"{one.sensor:<{width}}  {event_time(one.last_end_ns)}  {one.windows + one.hits:>8} windows  "
+                f"{one.sensor:<{width}}  {event_time(one.last_end_ns, one.sensor)}  "
+                f"{one.windows + one.hits:>8} windows  "
                 f"{one.peak_db_ae:5.1f} dB_AE  {one.label} {one.probability:.2f}  {' '.join(marks)}"
             )
         if not found:
@@ -245,7 +246,7 @@ def print_alert(alert: Alert, cursor: str | None, as_json: bool) -> None:
         click.echo(json.dumps(fields))
         return
     what = click.style(f"{alert.transition} {alert.condition}", fg=COLOURS[alert.priority])
-    parts = [cursor or "", event_time(alert.time_ns), what, alert.sensor, str(alert.priority)]
+    parts = [cursor or "", event_time(alert.time_ns, alert.sensor), what, alert.sensor, str(alert.priority)]
     if alert.features is not None:
         parts.append(f"p={alert.probability:.2f} {alert.features.peak_db_ae:.1f} dB_AE")
     parts.append(alert.id)
@@ -269,6 +270,10 @@ def span(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for count, unit in parts[:2] if count) or "0 s"
 
 
-def event_time(time_ns: int) -> str:
-    """UTC to the millisecond."""
+def event_time(time_ns: int, sensor: str) -> str:
+    """UTC to the millisecond; of a replayed recording that says no date, since its beginning: `+12.345 s`."""
+    from stream.alerts import CLOCKS_ARE_SET_NS, run_of
+
+    if run_of(sensor) and time_ns < CLOCKS_ARE_SET_NS:
+        return f"+{time_ns / 1e9:.3f} s"
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(time_ns // 10**9)) + f".{time_ns // 10**6 % 1000:03d}Z"
