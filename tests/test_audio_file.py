@@ -246,3 +246,12 @@ def test_real_clips_are_played_whole(real_data):
     expected, rate_hz = soundfile.read(path, dtype="float32")
     assert frames[0].rate_hz == rate_hz == 44_100
     np.testing.assert_array_equal(joined(frames), expected)
+
+
+def test_a_header_of_0_hz_is_told_in_words_that_help(tmp_path):
+    path = tmp_path / "pump.wav"
+    soundfile.write(path, np.zeros(100, np.int16), 8_000, subtype="PCM_16")
+    sound = path.read_bytes()
+    path.write_bytes(sound[:24] + bytes(4) + sound[28:])
+    with pytest.raises(RecordingError, match=r"pump\.wav: its header says 0 Hz"):
+        open_recording(path, "r")

@@ -46,6 +46,16 @@ def write(path, segments=3, mode="w", **stored):
     return path
 
 
+def test_what_the_library_says_of_a_file_is_said_once(path, caplog, capfd):
+    whole = write(path, near=(COUNTS, {"wf_increment": 1e-6})).read_bytes()
+    path.write_bytes(whole[:-700])
+    for _ in range(2):
+        frames_until(open_recording(path, "r"))
+    said = "Last segment of file has less data than expected"
+    assert caplog.text.count(said) == 2  # once for each opening by us
+    assert said not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("segments", [1, 7])
 def test_each_channel_is_a_sensor_with_its_own_rate_and_length(path, segments):
     write(path, segments, near=(COUNTS, {"wf_increment": 1e-6}), far=(FLOATS[:2_000], {"wf_increment": 1 / 44_100}))

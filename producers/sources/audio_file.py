@@ -15,6 +15,7 @@ from stream.records import MAX_RATE_HZ, Flags, Frame, Samples, samples_to_ns
 
 # These fit int16 without loss; 24 bits and floats go as float32.
 INT16_SUBTYPES = frozenset({"PCM_16", "PCM_S8", "PCM_U8"})
+INCOMPLETE = 24  #: libsndfile's SFE_BAD_SF_INFO: it took the header, but for a rate that is not positive
 UNKNOWN_LENGTH = 2**62
 UNKNOWN_SIZES = frozenset({2**32 - 1, 2**63 - 1, 2**64 - 1})  #: of writers that could not go back to the header
 
@@ -112,6 +113,11 @@ class AudioFile:
         try:
             return soundfile.SoundFile(str(self._path))
         except (soundfile.SoundFileError, OSError, RuntimeError) as error:
+            if getattr(error, "code", None) == INCOMPLETE:
+                raise RecordingError(
+                    f"{self._path}: its header says 0 Hz, or another rate that none can be; is it damaged, or has the "
+                    "program that wrote it forgotten the rate?"
+                ) from error
             raise RecordingError(
                 f"{self._path}: cannot be opened as audio: {error}; is it complete, and is it WAV, FLAC or OGG?"
             ) from error

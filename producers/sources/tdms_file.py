@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,8 +32,11 @@ def open_source(path: Path, reading: Reading) -> SampledRecording:
     """
     try:
         import nptdms
+        from nptdms.log import log_manager
     except ImportError as error:
         raise RecordingError(f"{path}: reading .tdms needs nptdms; pip install 'aewatch[tdms]'") from error
+    for logger in log_manager.loggers.values():
+        logger.removeHandler(log_manager.console_handler)  # it would print beside whatever this process logs to
     with readable(path, "TDMS"), nptdms.TdmsFile.open(path) as file:
         tracks: list[Track] = []
         used: list[tuple[str, str]] = []
@@ -52,13 +56,25 @@ def open_source(path: Path, reading: Reading) -> SampledRecording:
 
     @contextmanager
     def open_tracks() -> Generator[Sequence[Read]]:
-        with nptdms.TdmsFile.open(path) as file:
+        with _told_before(log_manager):
+            opened = nptdms.TdmsFile.open(path)
+        with opened as file:
             reads = [_chunks(file, file[group][name]) for group, name in used]
             if cut_off:
                 reads[last] = _then_told(path, reads[last])
             yield reads
 
     return SampledRecording(path, reading.cuts, tracks, open_tracks)
+
+
+@contextmanager
+def _told_before(log_manager: Any) -> Generator[None]:
+    """The library says the same at each opening of a file."""
+    log_manager.set_level(logging.ERROR)
+    try:
+        yield
+    finally:
+        log_manager.set_level(logging.WARNING)
 
 
 def _channels(file: Any) -> Iterator[Any]:
