@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from deploy.cli.produce_sensors import produce
 from producers.live.pcm import PcmTcp, TcpSettings
 from producers.sensors_file import SensorsFileError, read_sensors_file
 
@@ -211,3 +214,23 @@ def test_any_damage_to_a_file_is_a_mistake_or_none(tmp_path: Path, data: st.Data
     else:
         return
     assert told.startswith(str(path))
+
+
+def test_a_check_names_the_extra_that_a_source_lacks_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sensors.toml"
+    path.write_text(
+        "[source]\nm = { kind = 'mqtt', topic = 't', rate_hz = 1000 }\nd = { kind = 'linwave', address = 'a' }\n"
+        "s = { kind = 'simulator' }\n" + "".join(f"[[sensor]]\nid = '{name}'\nsource = '{name}'\n" for name in "mds")
+    )
+    monkeypatch.setitem(sys.modules, "aiomqtt", None)
+    monkeypatch.setitem(sys.modules, "waveline", None)
+    result = CliRunner().invoke(produce, ["--check", str(path)])
+    assert result.exit_code == 0
+    sound, *missing = result.output.splitlines()
+    assert sound == f"{path}: sound; 3 sensors on 3 sources"
+    assert missing == [
+        "source.m: cannot start on this machine: MQTT needs aiomqtt; pip install 'aewatch[mqtt]'",
+        "source.d: cannot start on this machine: Vallen devices need waveline; pip install 'aewatch[waveline]'",
+    ]

@@ -20,6 +20,7 @@ from deploy.cli.session import plain_errors, settings
 def produce(sensors_file: Path, check: bool) -> None:
     """Publish the sensors of SENSORS.TOML until SIGTERM or Ctrl-C; docs/sources.md tells what it may hold."""
     in_force = settings()
+    from producers.live.registry import missing_here
     from producers.sensors_file import SensorsFileError, read_sensors_file
 
     with plain_errors(SensorsFileError):
@@ -29,6 +30,9 @@ def produce(sensors_file: Path, check: bool) -> None:
     told += "s" * (len(file.sources) != 1)
     if check:
         click.echo(f"{sensors_file}: sound; {told}")
+        for plan in file.sources:
+            if missing := missing_here(plan.make):
+                click.echo(f"source.{plan.name}: cannot start on this machine: {missing}")
         return
     from aiokafka.errors import KafkaError
 

@@ -34,6 +34,11 @@ class Mqtt:
 
     Settings: ClassVar[type[SourceSettings]] = MqttSettings
 
+    @staticmethod
+    def require() -> None:
+        """Raises `SourceError` if the extra is not installed; for `producers.live.registry.missing_here`."""
+        _aiomqtt()
+
     def __init__(self, settings: MqttSettings) -> None:
         self.rate_hz, self.channels = Fraction(settings.rate_hz), settings.channels
         self._settings = settings

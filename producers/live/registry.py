@@ -55,3 +55,15 @@ def source_class(kind: str) -> type[LiveSource]:
         raise SourceError(f"kind {kind!r}: {found!r} has no `Settings`, or neither `blocks` nor `frames`")
     chosen: type[LiveSource] = found
     return chosen
+
+
+def missing_here(source: type[LiveSource]) -> str:
+    """What a source needs that is not installed, and the way out; empty where nothing is missing.
+
+    A source says it by a static method `require`, which raises `SourceError`; not all have one.
+    """
+    try:
+        getattr(source, "require", lambda: None)()
+    except SourceError as error:
+        return str(error)
+    return ""

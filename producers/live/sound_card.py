@@ -30,6 +30,11 @@ class SoundCard:
 
     Settings: ClassVar[type[SourceSettings]] = SoundCardSettings
 
+    @staticmethod
+    def require() -> None:
+        """Raises `SourceError` if the extra is not installed; for `producers.live.registry.missing_here`."""
+        _sounddevice()
+
     def __init__(self, settings: SoundCardSettings) -> None:
         self.rate_hz, self.channels = Fraction(settings.rate_hz), settings.channels
         self._settings = settings

@@ -44,6 +44,11 @@ class LinWave:
 
     Settings: ClassVar[type[SourceSettings]] = LinWaveSettings
 
+    @staticmethod
+    def require() -> None:
+        """Raises `SourceError` if the extra is not installed; for `producers.live.registry.missing_here`."""
+        _waveline()
+
     def __init__(self, settings: LinWaveSettings) -> None:
         self.rate_hz, self.channels = Fraction(LINWAVE_RATE_HZ, settings.decimation), settings.channels
         self._settings = settings
@@ -95,6 +100,11 @@ class SpotWave:
     """Hits over a threshold, one frame each, channel 0; their times count from the start of the acquisition."""
 
     Settings: ClassVar[type[SourceSettings]] = SpotWaveSettings
+
+    @staticmethod
+    def require() -> None:
+        """Raises `SourceError` if the extra is not installed; for `producers.live.registry.missing_here`."""
+        _waveline()
 
     def __init__(self, settings: SpotWaveSettings) -> None:
         self._settings = settings
