@@ -31,7 +31,7 @@ RAN_WELL_S = 30.0
 HANDED_OVER = 16
 #: The first blocks are kept until it is known when the first sample was taken, or at most for so long, or so many.
 KEPT_NS = 2 * NS_PER_S
-KEPT_BYTES = 16 * 1024 * 1024
+KEPT_BYTES = 4 * 1024 * 1024
 #: Samples that are so far ahead of the clock get a new epoch. Blocks that are merely late or early do not come to it.
 AHEAD_NS = NS_PER_S // 2
 
