@@ -38,7 +38,7 @@ class Arena:
         """Where they find Redis; subscribers and workers go by the proxy."""
         if role in (Role.WORKER, Role.SUBSCRIBER) and Role.REDIS in self.proxies:
             return f"redis://{self.proxies[Role.REDIS].address}/0"
-        return self.redis.url.get_secret_value()
+        return self.redis.connection_url()
 
     def restart_kafka(self, *, kill: bool) -> None:
         """Stop it in order or with SIGKILL, and start it again; returns when it is ready."""

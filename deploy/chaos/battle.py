@@ -347,7 +347,7 @@ def _swap(battle: _Battle, fault: Fault) -> str:
     bundle = battle.load.bundles[battle.swaps % len(battle.load.bundles)]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("AEWATCH_")}
     # An operator's own way to Redis is not what is broken.
-    direct = {"AEWATCH_REDIS__URL": battle.arena.redis.url.get_secret_value(), "AEWATCH_CONFIG": ""}
+    direct = {"AEWATCH_REDIS__URL": battle.arena.redis.connection_url(), "AEWATCH_CONFIG": ""}
     environment |= battle.variables(Role.WORKER) | direct
     command = [sys.executable, "-m", "deploy.cli", "model", "use", bundle]
 
@@ -467,7 +467,7 @@ async def _read(battle: _Battle) -> tuple[list[Prediction], list[Alert], list[De
                     predictions.append(decode_prediction(record.value or b""))
                 else:
                     letters.append(decode_dead_letter(record))
-    async with Alerts(battle.arena.redis.url.get_secret_value(), battle.prefix) as alerts:
+    async with Alerts(battle.arena.redis.connection_url(), battle.prefix) as alerts:
         stream = [alert async for _, alert in alerts.history(wanted=EVERYTHING)]
     return predictions, stream, letters
 

@@ -58,7 +58,7 @@ def main() -> None:
     rows = collected(path)
     with open_whole(path) as file:
         since = rows[-1][0] if rows else "0"
-        asyncio.run(collect(file, since, settings.redis.url.get_secret_value(), settings.redis.prefix))
+        asyncio.run(collect(file, since, settings.redis.connection_url(), settings.redis.prefix))
 
 
 if __name__ == "__main__":
