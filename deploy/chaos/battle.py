@@ -31,7 +31,9 @@ from deploy.processes import ProcessError
 from deploy.settings import KafkaSettings
 from deploy.topic_reader import reading
 from deploy.topics import ensure_topics
+from stream.alarms import SensorState
 from stream.alert_filter import EVERYTHING
+from stream.alert_store import AlertStore
 from stream.alerts import Alert
 from stream.dead_letters import DeadLetter, decode_dead_letter
 from stream.predictions import Prediction, decode_prediction
@@ -197,9 +199,9 @@ def _fight(battle: _Battle, plan: Sequence[Fault], tell: Callable[[str], None]) 
         drained_s = time.monotonic() - max(over_s, published_s)
         _await_collector(battle, file)
     _settle(battle)
-    predictions, stream, letters = asyncio.run(_read(battle))
+    predictions, stream, states, letters = asyncio.run(_read(battle))
     verdict = judge(
-        battle.load.truth, predictions, stream, [alert for _, alert in collected(file)], letters, battle.poison
+        battle.load.truth, predictions, stream, states, [alert for _, alert in collected(file)], letters, battle.poison
     )
     for one in battle.done:
         if stages := _held_up(battle, one.fault):
@@ -454,7 +456,9 @@ def _settle(battle: _Battle) -> None:
         _step(battle)
 
 
-async def _read(battle: _Battle) -> tuple[list[Prediction], list[Alert], list[DeadLetter]]:
+async def _read(
+    battle: _Battle,
+) -> tuple[list[Prediction], list[Alert], dict[str, SensorState], list[DeadLetter]]:
     kafka = battle.kafka
     predictions: list[Prediction] = []
     letters: list[DeadLetter] = []
@@ -469,7 +473,9 @@ async def _read(battle: _Battle) -> tuple[list[Prediction], list[Alert], list[De
                     letters.append(decode_dead_letter(record))
     async with Alerts(battle.arena.redis.connection_url(), battle.prefix) as alerts:
         stream = [alert async for _, alert in alerts.history(wanted=EVERYTHING)]
-    return predictions, stream, letters
+    async with AlertStore(battle.arena.redis.connection_url(), battle.prefix) as store:
+        stored = await store.load(battle.load.truth.states)
+    return predictions, stream, {sensor: one.copy_state() for sensor, one in stored.items()}, letters
 
 
 async def _delete(kafka: KafkaSettings, names: Sequence[str]) -> None:

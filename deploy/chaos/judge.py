@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
 from deploy.chaos.poison import Poison
 from deploy.chaos.workload import Truth
+from stream.alarms import SensorState
 from stream.alerts import Alert
 from stream.dead_letters import DeadLetter
 from stream.predictions import Prediction
@@ -42,6 +44,7 @@ def judge(
     truth: Truth,
     predictions: Sequence[Prediction],
     stream: Sequence[Alert],
+    states: Mapping[str, SensorState],
     collected: Sequence[Alert],
     letters: Sequence[DeadLetter],
     poison: Sequence[Poison],
@@ -56,6 +59,9 @@ def judge(
         All messages of the predictions topic, in any order; copies are allowed if they say the same.
     stream
         The stream of alerts in Redis, in its order.
+    states
+        The sensors' alarm states in Redis. They count the windows that were applied, so that one that was left out or
+        applied twice shows even where it raised nothing.
     collected
         What the subscriber with a cursor wrote down, in its order.
     letters
@@ -73,6 +79,14 @@ def judge(
     )
     _predictions(verdict, truth, predictions)
     _alerts(verdict, truth, stream)
+    verdict.expect(
+        "sensors whose alarm state is not the oracle's",
+        [
+            f"{sensor} ({_applied(states.get(sensor))} windows applied, {_applied(wanted)} by the oracle)"
+            for sensor, wanted in sorted(truth.states.items())
+            if _without_version(states.get(sensor)) != _without_version(wanted)
+        ],
+    )
     if [alert.id for alert in collected] != [alert.id for alert in stream]:
         missing = Counter(alert.id for alert in stream) - Counter(alert.id for alert in collected)
         extra = Counter(alert.id for alert in collected) - Counter(alert.id for alert in stream)
@@ -138,6 +152,21 @@ def _same_alert(one: Alert, other: Alert) -> bool:
         one, probability=other.probability, unknown_score=other.unknown_score, model_version=other.model_version
     )
     return close and same == other
+
+
+def _applied(state: SensorState | None) -> int:
+    return sum(track.count for track in (state.windows, state.hits) if track is not None) if state else 0
+
+
+def _without_version(state: SensorState | None) -> Any:
+    """Plain values, without the model's version, which a swap changes."""
+
+    def stripped(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: stripped(one) for key, one in value.items() if key != "model_version"}
+        return value
+
+    return stripped(msgspec.to_builtins(state))
 
 
 def _dead_letters(verdict: Verdict, letters: Sequence[DeadLetter], poison: Sequence[Poison]) -> None:

@@ -12,9 +12,10 @@ import msgspec
 
 from deploy.processes import ProcessError
 from deploy.simulation import Plan, write_wav
-from model.bundle import load_weights, read_card, write_bundle
+from model.bundle import demo_bundle_path, load_weights, read_card, write_bundle
 from producers.propagation import DEMO_POSITIONS, draw_positions
 from producers.simulator import RATE_HZ, plan_events
+from stream.alarms import AlarmRules, SensorState, advance
 from stream.alerts import Alert, decode_alert
 from stream.predictions import Prediction
 
@@ -25,10 +26,11 @@ SPACING_S = 2.5
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What must come out. Alerts of one sensor are in order."""
+    """What must come out. Predictions and alerts of one sensor are in order."""
 
     predictions: Sequence[Prediction]
     alerts: Sequence[Alert]
+    states: Mapping[str, SensorState]  #: of each sensor's alarms at the end
 
 
 def write_recordings(folder: Path, sensors: int, duration_s: float, seed: int) -> list[Path]:
@@ -65,7 +67,27 @@ def truth_of(recordings: Sequence[Path], environment: Mapping[str, str]) -> Trut
             alerts.append(decode_alert(msgspec.json.encode(row)))
         elif kind == "prediction":
             predictions.append(msgspec.convert(row, Prediction))
-    return Truth(predictions, alerts)
+    return Truth(predictions, alerts, _states(predictions, alerts))
+
+
+def _states(predictions: Sequence[Prediction], alerts: Sequence[Alert]) -> dict[str, SensorState]:
+    """Where the alarms of each sensor stand after its last window.
+
+    Raises
+    ------
+    ProcessError
+        If the rules as they are here do not find the oracle's alerts: then nothing could be held against them.
+    """
+    rules = AlarmRules.for_labels(read_card(demo_bundle_path()).roles, {})
+    states: dict[str, SensorState] = {}
+    raised = [
+        alert.id
+        for one in predictions
+        for alert in advance(states.setdefault(one.sensor, SensorState(sensor=one.sensor)), one, rules)
+    ]
+    if sorted(raised) != sorted(alert.id for alert in alerts):
+        raise ProcessError("the alarm rules of this process are not those of the oracle")
+    return states
 
 
 def write_twin(bundle: Path, folder: Path) -> str:

@@ -11,6 +11,7 @@ import pytest
 from deploy.chaos.judge import Verdict, judge
 from deploy.chaos.poison import Poison
 from deploy.chaos.workload import Truth
+from stream.alarm_state import SensorState, Track
 from stream.alerts import Alert, Priority, Transition
 from stream.dead_letters import DeadLetter
 from stream.predictions import HitFeatures, Prediction
@@ -56,6 +57,10 @@ def alert(sensor: str, number: int) -> Alert:
     )
 
 
+def state(sensor: str, applied: int, version: str = "one") -> SensorState:
+    return SensorState(sensor=sensor, windows=Track(0, 64, 64, 128, applied, version))
+
+
 @dataclass
 class Run:
     """A run in which everything holds; tests spoil it."""
@@ -64,16 +69,19 @@ class Run:
         default_factory=lambda: Truth(
             [prediction(sensor, start) for sensor in "ab" for start in (0, 64)],
             [alert("a", 1), alert("a", 2), alert("b", 1)],
+            {sensor: state(sensor, 2) for sensor in "ab"},
         )
     )
     predictions: list[Prediction] = field(init=False)
     stream: list[Alert] = field(init=False)
+    states: dict[str, SensorState] = field(init=False)
     collected: list[Alert] = field(init=False)
     poison: list[Poison] = field(default_factory=lambda: [Poison("frames", 0, 5, b"bad"), Poison("windows", 1, 6, b"")])
     letters: list[DeadLetter] = field(init=False)
 
     def __post_init__(self) -> None:
         self.predictions = list(self.truth.predictions)
+        self.states = dict(self.truth.states)
         self.stream = [alert("b", 1), alert("a", 1), alert("a", 2)]  # sensors in any order
         self.collected = list(self.stream)
         self.letters = [
@@ -81,7 +89,7 @@ class Run:
         ]
 
     def verdict(self) -> Verdict:
-        return judge(self.truth, self.predictions, self.stream, self.collected, self.letters, self.poison)
+        return judge(self.truth, self.predictions, self.stream, self.states, self.collected, self.letters, self.poison)
 
 
 def test_a_run_as_the_oracle_has_it_has_no_problems() -> None:
@@ -98,6 +106,7 @@ def copies(run: Run) -> None:
 def another_model(run: Run) -> None:
     run.predictions[0] = msgspec.structs.replace(run.predictions[0], model_version="two")
     run.stream[0] = run.collected[0] = msgspec.structs.replace(run.stream[0], model_version="two")
+    run.states["a"] = state("a", 2, "two")
 
 
 @pytest.mark.parametrize("change", [copies, another_model])
@@ -144,6 +153,14 @@ def bend_alert(run: Run) -> None:
     run.stream[0] = run.collected[0] = msgspec.structs.replace(run.stream[0], priority=Priority.LOW)
 
 
+def leave_a_window_out(run: Run) -> None:
+    run.states["b"] = state("b", 1)
+
+
+def lose_state(run: Run) -> None:
+    del run.states["a"]
+
+
 def lose_for_subscriber(run: Run) -> None:
     del run.collected[0]
 
@@ -179,6 +196,8 @@ def bend_letter(run: Run) -> None:
         (double_alert, "1 alerts too many: b-1"),
         (swap_alerts_of_a_sensor, "a: its alerts are in another order"),
         (bend_alert, "1 alerts that say something else"),
+        (leave_a_window_out, "1 sensors whose alarm state is not the oracle's: b (1 windows applied, 2 by the oracle)"),
+        (lose_state, "1 sensors whose alarm state is not the oracle's: a (0 windows applied"),
         (lose_for_subscriber, "1 alerts that the subscriber missed: b-1"),
         (double_for_subscriber, "1 alerts that the subscriber has too often: a-2"),
         (mix_for_subscriber, "the subscriber has the alerts in another order"),
