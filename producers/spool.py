@@ -237,7 +237,8 @@ class Spool:
         size = 0
         for segment in [one for one in self._segments if one.first >= self._read_at[0]]:
             offset = self._read_at[1] if segment.first == self._read_at[0] else 0
-            for record in self._sound_records(segment, offset):
+            last = self._in_flight[-1].number if self._in_flight else self._acknowledged - 1
+            for record in self._sound_records(segment, offset, after=last if offset else None):
                 self._read_at = (segment.first, record.end)
                 if record.number < self._acknowledged:
                     continue
@@ -394,8 +395,10 @@ class Spool:
 
     # Reading
 
-    def _sound_records(self, segment: _Segment, offset: int, *, tail: bool = False) -> Iterator[SpoolRecord]:
-        """The records of a segment from `offset` on; damage is skipped, counted and told once.
+    def _sound_records(
+        self, segment: _Segment, offset: int, *, after: int | None = None, tail: bool = False
+    ) -> Iterator[SpoolRecord]:
+        """The records of a segment from `offset` on, behind number `after`; damage is skipped, counted and told once.
 
         With `tail`, damage that nothing sound follows is what a crash left, and no damage.
         """
@@ -405,7 +408,7 @@ class Spool:
             log.error("%s: %s", segment.path, error.strerror)
             self._report(segment, offset, segment.size)
             return
-        number = segment.first - 1
+        number = segment.first - 1 if after is None else after
         while offset < segment.size:
             record = self._record_at(descriptor, segment, offset, number)
             if record is None:

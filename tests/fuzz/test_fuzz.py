@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from producers.spool import Spool, SpoolSettings, encode_record
 from stream.alarm_state import BadState, decode_state
 from stream.alerts import decode_alert
 from stream.frame_partition import MAX_LETTERS_PER_MESSAGE, MAX_RATES_PER_MESSAGE, FramePartition
@@ -89,6 +90,14 @@ def test_a_field_of_the_board_that_is_no_text_or_no_outcome_is_passed_over() -> 
 def test_one_broken_sensor_does_not_hide_the_others() -> None:
     summary = read_summary("s", {b"windows": b"many", b"label": b"\xff", b"open": b"[", b"shelved": b'["a"]'})
     assert (summary.windows, summary.open, summary.shelved) == (0, (), ("a",))
+
+
+def test_a_copy_of_a_record_in_a_segment_of_the_spool_is_not_read_again(tmp_path: Path) -> None:
+    third, fourth = encode_record(3, 3, b"s", b"frame"), encode_record(3, 4, b"s", b"frame")
+    (tmp_path / f"{3:020d}.spool").write_bytes(third + third + fourth)
+    with Spool(tmp_path, SpoolSettings(2**20, "block")) as spool:
+        assert spool.pending_frames == 2
+        assert [[one.number for one in spool.read(1)] for _ in range(3)] == [[3], [4], []]
 
 
 def test_a_sensor_far_slower_than_the_model_is_refused_before_it_costs_minutes() -> None:
