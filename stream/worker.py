@@ -414,19 +414,23 @@ class Worker:
         pending: dict[str, list[Prediction]] = {}
         for prediction in predictions:
             pending.setdefault(prediction.sensor, []).append(prediction)
-        strangers = [sensor for sensor in pending if sensor not in self._states]
+        # What this batch needs is kept here as well: `forget` may come while Redis is waited for.
+        states = {sensor: self._states[sensor] for sensor in pending if sensor in self._states}
+        strangers = [sensor for sensor in pending if sensor not in states]
         if strangers:
-            self._states |= await self._store.load(strangers)
+            loaded = await self._store.load(strangers)
+            states |= loaded
+            self._states |= loaded
         applied_alerts = 0
         while pending:
             changes = []
             for sensor, arrived in pending.items():
-                change = self._change(self._states[sensor], arrived, rules)
+                change = self._change(states[sensor], arrived, rules)
                 if change is not None:
                     changes.append(change)
             pending_next: dict[str, list[Prediction]] = {}
             for change, result in zip(changes, await self._store.apply(changes), strict=True):
-                self._states[change.sensor] = result.stored
+                states[change.sensor] = self._states[change.sensor] = result.stored
                 if result.applied:
                     applied_alerts += len(change.alerts)
                 else:
