@@ -74,7 +74,7 @@ class Pages:
                 await asyncio.get_running_loop().create_future()
 
         threading.Thread(target=asyncio.run, args=(serve(),), daemon=True).start()
-        assert ready.wait(20)
+        assert ready.wait(90)
 
     def ask(self, request: bytes, patience_s: float) -> bytes:
         """All that is answered until the server hangs up or says nothing for so long."""
