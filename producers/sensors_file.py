@@ -5,6 +5,7 @@ Everything is checked before anything starts, and all mistakes are told at once.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from producers.live.source import LiveSource, SourceError, SourceSettings
 from stream.records import BadRecord, decode_sensor
 
 RESERVED = "replay/"
+MAX_FILE_BYTES = 16 * 2**20
+
+_SECRET = re.compile("password|passphrase|secret|token|key", re.IGNORECASE)
 
 
 class SensorsFileError(ValueError):
@@ -121,7 +125,11 @@ def read_sensors_file(path: Path) -> SensorsFile:
         Naming the file, and each mistake by its place.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file_read:
+            content = file_read.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise SensorsFileError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; is it the right file?")
+        values = tomllib.loads(content.decode())
     except OSError as error:
         raise SensorsFileError(f"{path}: cannot be read: {error.strerror}") from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
@@ -245,7 +253,9 @@ def _told(error: ValidationError, values: Any, prefix: str) -> Iterator[str]:
 
 def _reason(mistake: Any) -> str:
     text = str(mistake["msg"]).removeprefix("Value error, ")
-    return text if mistake["loc"][-1:] == ("metadata",) else f"{text}, not {mistake['input']!r}"
+    # What was meant as a password must not reach a screen or a log.
+    unsaid = mistake["loc"][-1:] == ("metadata",) or _SECRET.search(str(mistake["loc"][-1:]))
+    return text if unsaid else f"{text}, not {mistake['input']!r}"
 
 
 def _tables(values: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -234,3 +234,18 @@ def test_a_check_names_the_extra_that_a_source_lacks_on_this_machine(
         "source.m: cannot start on this machine: MQTT needs aiomqtt; pip install 'aewatch[mqtt]'",
         "source.d: cannot start on this machine: Vallen devices need waveline; pip install 'aewatch[waveline]'",
     ]
+
+
+def test_a_mistake_in_a_password_is_told_without_it(tmp_path: Path) -> None:
+    source = "[source.m]\nkind = 'mqtt'\ntopic = 'a'\nrate_hz = 1000\npassword = 12345678\n"
+    (told,) = mistakes_of(tmp_path, source + "[[sensor]]\nid = 'x'\nsource = 'm'\n")
+    assert "m.password" in told
+    assert "12345678" not in told
+
+
+def test_a_file_too_large_for_its_kind_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "sensors.toml"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # takes no room on the disk
+    with pytest.raises(SensorsFileError, match="larger than 16,777,216 bytes"):
+        read_sensors_file(path)

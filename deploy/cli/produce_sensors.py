@@ -13,6 +13,8 @@ import click
 
 from deploy.cli.session import plain_errors, settings
 
+MAX_PAGE_BYTES = 64 * 2**20  #: more is no page of a producer's
+
 
 @click.command()
 @click.argument("sensors_file", metavar="SENSORS.TOML", type=click.Path(path_type=Path, dir_okay=False))
@@ -59,7 +61,7 @@ def show_producer(where: str, globs: Sequence[str], as_json: bool) -> None:
     url = f"{where if '://' in where else f'http://{where}'}/sensors"
     try:
         with urlopen(url, timeout=10) as answer:
-            state = json.load(answer)
+            state = json.loads(answer.read(MAX_PAGE_BYTES))
     except (URLError, OSError, ValueError) as error:
         raise click.ClickException(f"{url}: {error}; is `aewatch produce` there, and is that its `listen`?") from error
     found = [one for one in state["sensors"] if any(fnmatchcase(one["sensor"], glob) for glob in globs or ("*",))]
