@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -62,7 +63,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 def fuzz(name: str, executions: int, seed: int, max_bytes: int) -> dict[str, Any]:
     FOUND.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="aewatch-fuzz-") as folder:
+    memory = Path("/dev/shm")  # a million files are written and read
+    with tempfile.TemporaryDirectory(prefix="aewatch-fuzz-", dir=memory if memory.is_dir() else None) as folder:
         report_file = Path(folder) / "report.json"
         corpus = Path(folder) / "corpus"
         corpus.mkdir()
@@ -73,7 +75,7 @@ def fuzz(name: str, executions: int, seed: int, max_bytes: int) -> dict[str, Any
                     f"-runs={executions}", f"-seed={seed}", f"-max_len={max_bytes}", "-timeout=60",
                     "-rss_limit_mb=4096", f"-artifact_prefix={FOUND}/{name}-", str(corpus),
                 ],
-                cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False,
+                cwd=ROOT, env={**os.environ, "FUZZ_FOLDER": folder}, stdout=log, stderr=subprocess.STDOUT, check=False,
             )  # fmt: skip
             log.seek(0)
             output = log.read()

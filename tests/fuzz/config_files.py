@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import shutil
 import tempfile
 import tomllib
 from functools import cache
@@ -23,9 +25,12 @@ from tests.fuzz.target import Target, quiet
 
 @cache
 def folder() -> Path:
-    """In memory where there is such a place: a fuzzer writes a million files."""
-    memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="aewatch-fuzz-", dir=memory if memory.is_dir() else None))
+    """Of this process; the runner names one, because a process that atheris ends does not clean up."""
+    if (named := os.environ.get("FUZZ_FOLDER")) is not None:
+        return Path(named)
+    made = Path(tempfile.mkdtemp(prefix="aewatch-fuzz-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 VARIABLES = (
