@@ -27,7 +27,7 @@ VERSION = 1
 MAX_SENSOR_ID_BYTES = 200
 MIN_RATE_HZ = 1
 MAX_RATE_HZ = 100_000_000
-MAX_PARTS_PER_MESSAGE = 20_000  # a quarter of a million would keep the reader busy for half a minute
+MAX_PARTS_PER_MESSAGE = 20_000  # a quarter of a million would keep the reader busy for many seconds
 MAX_INDEX = 2**62  # sample indices and nanosecond times stay well inside int64 after addition
 
 
