@@ -1,6 +1,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more of what else the machine does than of the code.
+settings.register_profile("aewatch", deadline=None)
+settings.load_profile("aewatch")
 
 REAL_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

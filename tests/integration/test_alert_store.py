@@ -21,6 +21,7 @@ from stream.alerts import Alert, decode_alert
 from stream.predictions import Prediction
 from stream.redis_connection import connect
 from tests.alarm_windows import EPOCH_NS, RULES, SENSOR, S, hit, run, told, window
+from tests.certificates import Authority
 from tests.integration.redis_parts import cable_to, own_server, work
 from tests.test_alarms import RESTLESS, SEQUENCES
 
@@ -540,19 +541,20 @@ class TestWhereTheServerIs:
             connect(url)
         assert "hunter2" not in str(caught.value)
 
-    def test_tls_and_logins_reach_the_master_and_the_sentinels(self) -> None:
+    def test_tls_and_logins_reach_the_master_and_the_sentinels(self, tmp_path: Path) -> None:
+        ca_file = str(Authority(tmp_path).ca)
         pool = connect(
-            "rediss+sentinel://me:pass@h1,h2:99/plant/3?sentinel_password=other&ssl_ca_certs=/ca.pem"
+            f"rediss+sentinel://me:pass@h1,h2:99/plant/3?sentinel_password=other&ssl_ca_certs={ca_file}"
         ).connection_pool
         wanted = pool.connection_kwargs
         assert (wanted["username"], wanted["password"], wanted["db"]) == ("me", "pass", 3)
-        assert wanted["ssl_ca_certs"] == "/ca.pem"
+        assert wanted["ssl_ca_certs"] == ca_file
         places = [sentinel.connection_pool.connection_kwargs for sentinel in pool.sentinel_manager.sentinels]
         assert [(place["host"], place["port"], place["password"]) for place in places] == [
             ("h1", 26379, "other"),
             ("h2", 99, "other"),
         ]
-        assert all(place["ssl_ca_certs"] == "/ca.pem" for place in places)
+        assert all(place["ssl_ca_certs"] == ca_file for place in places)
 
 
 def test_no_client_repeats_a_command_by_itself() -> None:
