@@ -355,7 +355,7 @@ def _swap(battle: _Battle, fault: Fault) -> str:
 
     def work() -> None:
         # What it says of workers that are dead or frozen just now is not held against anybody.
-        with (battle.folder / "logs" / "swaps.log").open("ab") as log:
+        with (battle.folder / "logs" / "swaps.log").open("ab") as log, contextlib.suppress(subprocess.TimeoutExpired):
             subprocess.run(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, timeout=180)
 
     _in_background(battle, work)

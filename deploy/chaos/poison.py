@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import random
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
 
 from deploy.settings import KafkaSettings
 from stream.records import FRAME_MAGIC, WINDOW_MAGIC, Frame, Window, encode_frame, encode_window
+
+CONNECT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +36,7 @@ async def sprinkle(kafka: KafkaSettings, sensors: Sequence[str], seed: int, each
     written = []
     frame = encode_frame(Frame("x", 0, 0, 0, 0, Fraction(500_000), _noise(draw, 200)))
     window = encode_window(Window("x", 0, 0, 200, Fraction(500_000), 0, Fraction(500_000), _noise(draw, 200)))
-    async with AIOKafkaProducer(acks="all", enable_idempotence=True, **kafka.client_options()) as producer:
+    async with _connected(kafka) as producer:
         for topic, sound, magic in (
             (kafka.frames_topic, frame, FRAME_MAGIC),
             (kafka.windows_topic, window, WINDOW_MAGIC),
@@ -43,6 +49,26 @@ async def sprinkle(kafka: KafkaSettings, sensors: Sequence[str], seed: int, each
                 sent = await producer.send_and_wait(topic, value, key=key)
                 written.append(Poison(topic, sent.partition, sent.offset, value))
     return written
+
+
+@contextlib.asynccontextmanager
+async def _connected(kafka: KafkaSettings) -> AsyncIterator[AIOKafkaProducer[bytes, bytes]]:
+    """A producer that writes each message once, as soon as there is a broker: it may be broken just now."""
+    deadline = time.monotonic() + CONNECT_S
+    while True:
+        producer = AIOKafkaProducer(acks="all", enable_idempotence=True, **kafka.client_options())
+        try:
+            await producer.start()
+            break
+        except KafkaConnectionError:
+            await producer.stop()
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.5)
+    try:
+        yield producer
+    finally:
+        await producer.stop()
 
 
 def _broken(sound: bytes, magic: bytes, draw: random.Random) -> list[bytes]:
