@@ -143,9 +143,9 @@ class Fleet:
                 member.process.wait()
 
     def last_words(self, member: Member) -> str:
-        """The last line of its log."""
+        """The last line of its log that is not asyncio's about what was left open."""
         lines = (self.logs / f"{member.name}.log").read_text(errors="replace").splitlines()
-        return lines[-1][:400] if lines else ""
+        return next((line[:400] for line in reversed(lines) if '"logger": "asyncio"' not in line), "")
 
     def _start(self, member: Member) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
