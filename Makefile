@@ -14,10 +14,10 @@ SEED ?=
 demo: $(READY)
 	$(BIN)/aewatch demo
 
-# Four processes side by side, as many tests wait for something; each has a Kafka and a Valkey of its own, and one thread,
-# or they would wait for one another. In order, as the tests that take long come first.
+# Two processes side by side, each with a Kafka and a Valkey of its own, and one thread, or they would wait for one
+# another. In order, as the tests that take long come first.
 test: lint audit
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -280,8 +280,10 @@ def _attempt(shares: Counts, wanted: Mask, share: float, rng: np.random.Generato
 
 def _cost(part: Counts, wanted: Mask, share: float) -> Any:
     """How far the held-out share of each label, (…, labels), is from what it should be; the smaller the better."""
-    lacking = (wanted & (part < 1e-9)) | (part > 1 - 1e-9)
-    return ((part - share) ** 2 + MISSING * lacking).sum(axis=-1)
+    lacking = wanted & (part < 1e-9)
+    # A label that is not trained on is worse than any number that are not held out.
+    lost = part > 1 - 1e-9
+    return ((part - share) ** 2 + MISSING * lacking + MISSING * (len(wanted) + 1) * lost).sum(axis=-1)
 
 
 def _deal(counts: Counts, k: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -382,7 +382,7 @@ async def test_a_shadow_skips_what_it_has_no_time_for_and_ends_alone_when_it_bre
         await asyncio.sleep(0.1)
     assert shadow.skipped >= 3 * 4
     engine.hold.set()
-    for _ in range(200):
+    for _ in range(1200):
         if shadow.comparison and shadow.comparison.windows + shadow.skipped == 3 * (WAITING_BATCHES + 5):
             break
         await asyncio.sleep(0.05)

@@ -312,7 +312,8 @@ def test_what_was_done_and_what_waits_can_be_scraped(watched: Watched, recording
     assert watched.metric(worker, "aewatch_worker_redis_up") == 1
     for role, name in ((agent, "window"), (worker, "worker")):
         wait_for(lambda role=role, name=name: watched.metric(role, f"aewatch_{name}_partitions") == 4, "it has looked")
-        assert watched.metric(role, f"aewatch_{name}_lag_messages") == 0
+        lag = f"aewatch_{name}_lag_messages"
+        wait_for(lambda role=role, lag=lag: watched.metric(role, lag) == 0, "nothing waits")
         assert watched.metric(role, f"aewatch_{name}_kafka_up") == 1
         assert watched.metric(role, f"aewatch_{name}_alive") == 1
         assert watched.metric(role, "process_resident_memory_bytes") > 2**20
