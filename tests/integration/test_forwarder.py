@@ -278,10 +278,8 @@ async def test_leaving_without_a_broker_keeps_what_it_did_not_acknowledge_for_th
         for frame in sent[:10]:
             await first.publish(frame)
         await first.flush()
-        for _ in range(600):  # a topic that was just made may take longer than `give_up_s` for its first message
-            if first.status.acknowledged_frames == 10:
-                break
-            await asyncio.sleep(0.05)
+        # A topic that was just made may take longer than `give_up_s` for its first message.
+        await until(lambda: first.status.acknowledged_frames == 10)
         await asyncio.to_thread(own_stack.kafka.service.kill)
         for frame in sent[10:]:
             await first.publish(frame)
